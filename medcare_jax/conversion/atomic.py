@@ -1,0 +1,52 @@
+"""Folders that appear whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from medcare_jax.conversion.tensors import ConversionError
+
+
+@contextlib.contextmanager
+def new_folder(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A folder to write into, which takes the target's name only when all went well.
+
+    The work happens in a hidden sibling (`.NAME.partial`): the same disk, so the last step is one
+    rename. Everything is flushed to disk before it. After an error nothing is left behind; what a
+    killed process left is cleared by the next one.
+
+    Args:
+      target: The folder to make; its parents are made too.
+
+    Yields:
+      The sibling to write into.
+
+    Raises:
+      ConversionError: The target exists already.
+    """
+    target = pathlib.Path(target).absolute()
+    if target.exists():
+        raise ConversionError(f"{target} exists; name another target or remove it first")
+    partial = target.parent / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            _flush(path)
+        partial.rename(target)
+        _flush(target.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _flush(path: pathlib.Path) -> None:
+    """Waits until a file's or folder's contents are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,135 @@
+"""The base model that a run names: from disk, from the packaged demo model, or random for tests."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from medcare_jax.checkpoints import file_digest
+from medcare_jax.conversion.embedded import find_embedded_model
+from medcare_jax.conversion.huggingface import load_base, load_generation_config, load_tokenizer
+from medcare_jax.models.aggregators import NO_ADAPTERS
+from medcare_jax.models.decoder import Decoder
+from medcare_jax.models.families import DecoderSettings, decoder_settings
+from medcare_jax.params import Tree, flatten, unflatten
+from medcare_jax.settings import DTYPES, AdapterSettings, BaseSettings, ComputeSettings
+from medcare_jax.sharding import sharding_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+EMBEDDED = "embedded"
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+RANDOM = "random"
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A base model, ready to train on.
+
+    Attributes:
+      name: What reports and cards call it.
+      settings: Its architecture.
+      params: Its parameters, placed on the mesh, layers stacked.
+      tokenizer: With chat template.
+      digest: The sha256 that stands for its weights in checkpoints and cards.
+      generation_config: What its exports say of how to generate.
+    """
+
+    name: str
+    settings: DecoderSettings
+    params: Tree
+    tokenizer: "PreTrainedTokenizerFast"
+    digest: str
+    generation_config: Mapping[str, Any]
+
+
+def load(settings: BaseSettings, mesh: Mesh, *, seed: int) -> Base:
+    """Reads the base onto the mesh, each device its own slices, in the dtype that is asked for.
+
+    Args:
+      settings: `path` is a Hugging Face folder, a .gguf file, `embedded` or `random`.
+      mesh: Where the parameters go.
+      seed: Of random weights.
+
+    Raises:
+      FileNotFoundError: No such folder, file or package; says how to get it.
+      ConversionError: The files do not hold a model that is supported.
+    """
+    dtype = DTYPES[settings.dtype]
+    if settings.path == RANDOM:
+        return _random(settings.random, mesh, dtype=dtype, seed=seed)
+    path = find_embedded_model() if settings.path == EMBEDDED else pathlib.Path(settings.path)
+    decoder, params = load_base(
+        path, dtype=dtype, sharding_for=lambda leaf, shape: sharding_for(mesh, leaf, shape)
+    )
+    return Base(
+        name=EMBEDDED_NAME if settings.path == EMBEDDED else path.name,
+        settings=decoder,
+        params=params,
+        tokenizer=load_tokenizer(path),
+        digest=base_digest(path),
+        generation_config=load_generation_config(path),
+    )
+
+
+def base_digest(path: pathlib.Path) -> str:
+    """The sha256 over names and contents of the files that decide a base's weights."""
+    files = [path] if path.is_file() else [path / "config.json", *path.glob("*.safetensors")]
+    total = hashlib.sha256()
+    for file in sorted(files):
+        total.update(f"{file.name}:{file_digest(file)};".encode())
+    return total.hexdigest()
+
+
+def byte_tokenizer() -> "PreTrainedTokenizerFast":
+    """A tokenizer without training: one id per byte, the chat markers, a ChatML template.
+
+    >>> byte_tokenizer()("é").input_ids
+    [195, 169]
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    vocabulary = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def _random(fields: Mapping[str, Any], mesh: Mesh, *, dtype: Any, seed: int) -> Base:
+    """A base with random weights, for tests and benchmarks; its tokenizer knows bytes."""
+    settings = decoder_settings(fields)
+    decoder = Decoder(settings, AdapterSettings(), NO_ADAPTERS, ComputeSettings())
+    tokens = jnp.zeros((1, 1), jnp.int32)
+
+    def make(key: jax.Array) -> Tree:
+        params = decoder.init(key, tokens, tokens, tokens + 1)["params"]
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    key = jax.random.key(seed)
+    shapes = flatten(jax.eval_shape(make, key))
+    places = {path: sharding_for(mesh, path, leaf.shape) for path, leaf in shapes.items()}
+    params = jax.jit(make, out_shardings=unflatten(places))(key)
+    digest = hashlib.sha256(json.dumps([dict(fields), seed], sort_keys=True).encode()).hexdigest()
+    tokenizer = byte_tokenizer()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return Base(RANDOM, settings, params, tokenizer, digest, ends)

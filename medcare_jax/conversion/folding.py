@@ -1,0 +1,91 @@
+"""Adapters folded into the weights they sit beside."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from medcare_jax import params as trees
+from medcare_jax.conversion.tensors import ConversionError
+from medcare_jax.models.lora import fold_factors
+from medcare_jax.settings import AdapterSettings
+
+
+def fold(
+    params: Mapping[str, Any], adapters: AdapterSettings, *, dtype: DTypeLike | None = None
+) -> trees.Tree:
+    """The base parameters with knowledge and alignment added: W + scale A B per projection.
+
+    Computed in float32 one layer at a time and rounded once. Works on sharded parameters.
+
+    Args:
+      params: A model's parameters with any of the components knowledge and alignment.
+      adapters: Where the scale comes from.
+      dtype: What folded kernels are rounded to; by default each kernel's own dtype.
+
+    Returns:
+      A tree without adapters; leaves that had no adapter are the same arrays.
+
+    Raises:
+      ConversionError: The noise aggregator is there (its gates depend on the input, so no weight
+        equals it), or an adapter has no kernel beside it.
+
+    >>> kernel = {"kernel": jnp.zeros((1, 2, 2))}
+    >>> pair = {"lora_a": jnp.ones((1, 2, 1)), "lora_b": jnp.ones((1, 1, 2))}
+    >>> folded = fold({"up": kernel | {"knowledge": pair}}, AdapterSettings(rank=1, alpha=3.0))
+    >>> folded["up"]["kernel"].tolist()
+    [[[3.0, 3.0], [3.0, 3.0]]]
+    """
+    parts = trees.split(params)
+    if trees.NOISE in parts:
+        raise ConversionError(
+            "a mixture cannot be folded: the noise aggregator's gates depend on the input. Drop "
+            "`noise` first, as the method does before DA, or write adapters in reference format"
+        )
+    base = trees.flatten(parts.get(trees.BASE, {}))
+    factors = joined(*(parts.get(name, {}) for name in (trees.KNOWLEDGE, trees.ALIGNMENT)))
+    homeless = sorted(owner for owner in factors if f"{owner}/kernel" not in base)
+    if homeless:
+        raise ConversionError(f"adapters without a kernel to fold into: {', '.join(homeless)}")
+    for owner, (lora_a, lora_b) in factors.items():
+        kernel = jnp.asarray(base[f"{owner}/kernel"])
+        target = kernel.dtype if dtype is None else jnp.dtype(dtype)
+        # The sum is taken in a dtype that holds both, so that only the last cast rounds.
+        wide = kernel.astype(jnp.promote_types(kernel.dtype, target))
+        folded = _fold(wide, lora_a, lora_b, scale=adapters.scale)
+        base[f"{owner}/kernel"] = jax.device_put(folded.astype(target), kernel.sharding)
+    return trees.unflatten(base)
+
+
+def joined(
+    *components: Mapping[str, Any],
+) -> dict[str, tuple[Float[Array, "l i r"], Float[Array, "l r o"]]]:
+    """Several LoRA trees as one of summed rank, by the path of the projection.
+
+    A's lie side by side and B's below each other, so the product is the sum of the products. A
+    projection that only some of the trees have keeps the factors of those.
+
+    >>> one = {"up": {"lora_a": jnp.ones((1, 5, 2)), "lora_b": jnp.ones((1, 2, 3))}}
+    >>> [factor.shape for factor in joined(one, one)["up"]]
+    [(1, 5, 4), (1, 4, 3)]
+    """
+    pairs: dict[str, list[tuple[Array, Array]]] = {}
+    for leaves in map(trees.flatten, components):
+        for path in leaves:
+            owner, _, name = path.rpartition("/")
+            if name == "lora_a":
+                pair = leaves[path], leaves[f"{owner}/lora_b"]
+                pairs.setdefault(owner, []).append(pair)
+    return {
+        owner: (
+            jnp.concatenate([lora_a for lora_a, _ in found], axis=-1),
+            jnp.concatenate([lora_b for _, lora_b in found], axis=-2),
+        )
+        for owner, found in pairs.items()
+    }
+
+
+_fold = jax.jit(fold_factors, static_argnames="scale")

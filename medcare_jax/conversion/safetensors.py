@@ -1,0 +1,288 @@
+"""Safetensors files and folders, read and written as streams.
+
+A file is 8 bytes of header length, a JSON header (name -> dtype, shape, offsets) and the values.
+We read it ourselves, because a file with a duplicated name or a block that nobody listed must be
+refused, and because a slice should touch only its own bytes. No value is ever cast.
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from medcare_jax.conversion.tensors import ConversionError, Index, LazyTensor
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def read_file(path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
+    """The tensors of one safetensors file, by name.
+
+    Args:
+      path: The file; it must stay in place while the tensors are read.
+
+    Returns:
+      Lazy tensors; each read returns an array of its own.
+
+    Raises:
+      FileNotFoundError: No such file.
+      ConversionError: A truncated file or a header that does not describe its bytes.
+    """
+    path = pathlib.Path(path)
+    header, start = _read_header(path)
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, fields) for name, fields in header.items()}
+    _check_layout(path, entries, path.stat().st_size - start)
+    return {
+        name: _lazy(path, start + offset, dtype, shape)
+        for name, (offset, dtype, shape) in entries.items()
+    }
+
+
+def read_folder(folder: str | os.PathLike[str]) -> dict[str, LazyTensor]:
+    """The tensors of a Hugging Face folder: one `model.safetensors`, or an index and its shards.
+
+    Raises:
+      FileNotFoundError: Neither file is there.
+      ConversionError: The index names a shard that is absent or lies outside the folder; index
+        and shards disagree; a tensor is in two shards; both forms are present.
+    """
+    folder = pathlib.Path(folder)
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+    if index.exists() and single.exists():
+        raise ConversionError(
+            f"{folder} holds both {SINGLE_NAME} and {INDEX_NAME}; remove the one that is stale"
+        )
+    if single.exists():
+        return read_file(single)
+    if not index.exists():
+        raise FileNotFoundError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}")
+    return _read_shards(folder, _weight_map(index))
+
+
+def write_file(path: pathlib.Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Writes one safetensors file, one tensor in memory at a time; same input, same bytes."""
+    # Wide dtypes first keeps every block aligned to its own dtype, as the format asks.
+    names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in _NAMES:
+            raise ConversionError(f"{name} has dtype {tensor.dtype}, which safetensors lacks")
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            values = np.ascontiguousarray(tensors[name][...])
+            file.write(values.reshape(-1).view(np.uint8).data)
+
+
+def write_folder(
+    folder: pathlib.Path, tensors: Mapping[str, LazyTensor], *, shard_bytes: int
+) -> None:
+    """Writes `model.safetensors`, or shards of at most `shard_bytes` and their index.
+
+    Args:
+      folder: An existing folder, usually that of `atomic.new_folder`.
+      tensors: What to write; the order decides which shard a tensor goes to.
+      shard_bytes: Most bytes of values in a file; a larger tensor gets a file of its own.
+    """
+    shards = _plan_shards(tensors, shard_bytes)
+    if len(shards) == 1:
+        write_file(folder / SINGLE_NAME, tensors)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_file(folder / file_name, {name: tensors[name] for name in names})
+        weight_map.update(dict.fromkeys(names, file_name))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _plan_shards(tensors: Mapping[str, LazyTensor], shard_bytes: int) -> list[list[str]]:
+    """Names per shard, in order, each shard filled up to the limit."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """The parsed header and the offset at which values start."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+            raise ConversionError(
+                f"{path} is no whole safetensors file: {size} bytes, header of {length} bytes"
+            )
+        text = file.read(length)
+    return _parse_json(text, path), 8 + length
+
+
+def _parse_json(text: bytes, path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object, with a duplicated key refused instead of half of it dropped."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        repeated = (
+            sorted({name for name in names if names.count(name) > 1})
+            if (len(set(names)) < len(names))
+            else []
+        )
+        if repeated:
+            raise ConversionError(f"{path} lists {_some(repeated)} twice")
+        return dict(pairs)
+
+    try:
+        parsed = json.loads(text, object_pairs_hook=unique)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{path}: header is not JSON ({error})") from error
+    if not isinstance(parsed, dict):
+        raise ConversionError(f"{path}: header is a {type(parsed).__name__}, not an object")
+    return parsed
+
+
+def _entry(
+    path: pathlib.Path, name: str, fields: Any
+) -> tuple[int, np.dtype[Any], tuple[int, ...]]:
+    """Offset, dtype and shape of a tensor, checked against its number of bytes."""
+    try:
+        kind, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+        plain = all(isinstance(number, int) and number >= 0 for number in (*shape, start, end))
+    except (KeyError, TypeError, ValueError):
+        plain = False
+    if not plain:
+        raise ConversionError(f"{path}: entry of {name} lacks dtype, shape or data_offsets")
+    if kind not in _DTYPES:
+        raise ConversionError(f"{path}: {name} has dtype {kind}; known are {', '.join(_DTYPES)}")
+    expected = math.prod(shape) * _DTYPES[kind].itemsize
+    if end - start != expected:
+        raise ConversionError(
+            f"{path}: {name} {kind}{shape} needs {expected} bytes, its offsets span {end - start}"
+        )
+    return start, _DTYPES[kind], tuple(shape)
+
+
+def _check_layout(
+    path: pathlib.Path,
+    entries: Mapping[str, tuple[int, np.dtype[Any], tuple[int, ...]]],
+    size: int,
+) -> None:
+    """Raises unless the tensors fill the values' bytes without overlap or hole."""
+    end = 0
+    # Of tensors at one place, those without values come first.
+    for start, nbytes, name in sorted(
+        (start, math.prod(shape) * dtype.itemsize, name)
+        for name, (start, dtype, shape) in entries.items()
+    ):
+        if start != end:
+            raise ConversionError(f"{path}: {name} starts at byte {start}; expected {end}")
+        end = start + nbytes
+    if end != size:
+        raise ConversionError(
+            f"{path} is {'truncated' if size < end else 'too long'}: the header describes {end} "
+            f"bytes of values, the file holds {size}; fetch it again"
+        )
+
+
+def _lazy(
+    path: pathlib.Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> LazyTensor:
+    """A tensor read from its place in the file."""
+
+    def read(index: Index) -> np.ndarray:
+        if math.prod(shape) == 0:
+            return np.zeros(shape, dtype)[index]
+        # Mapped anew for each read and copied: the pages are given back at once, so resident
+        # memory does not grow with the file, and nobody holds an array that the file can change.
+        mapped = np.memmap(path, dtype, mode="r", offset=offset, shape=shape or (1,))
+        block = np.array(mapped[index])
+        return block if shape else block.reshape(())
+
+    return LazyTensor(shape, dtype, read)
+
+
+def _weight_map(index: pathlib.Path) -> dict[str, str]:
+    """Which shard holds which tensor, with shard names that stay inside the folder."""
+    weight_map = _parse_json(index.read_bytes(), index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file, str) for file in weight_map.values()
+    ):
+        raise ConversionError(f"{index} has no weight_map from tensor names to file names")
+    names = set(weight_map.values())
+    outside = sorted(file for file in names if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", file))
+    if outside:
+        raise ConversionError(f"{index} names files outside its folder: {_some(outside)}")
+    return weight_map
+
+
+def _read_shards(folder: pathlib.Path, weight_map: Mapping[str, str]) -> dict[str, LazyTensor]:
+    """The tensors of all shards, in agreement with the index both ways."""
+    files = sorted(set(weight_map.values()))
+    absent = [file for file in files if not (folder / file).exists()]
+    if absent:
+        raise ConversionError(
+            f"{folder / INDEX_NAME} names {len(absent)} absent of {len(files)} shards: "
+            f"{_some(absent)}; fetch them again"
+        )
+    tensors: dict[str, LazyTensor] = {}
+    for file in files:
+        shard = read_file(folder / file)
+        unlisted = sorted(name for name in shard if weight_map.get(name) != file)
+        missing = sorted(
+            name for name, owner in weight_map.items() if owner == file and name not in shard
+        )
+        if unlisted or missing:
+            raise ConversionError(
+                f"{folder / file} and {INDEX_NAME} disagree; not in the index for this file: "
+                f"{_some(unlisted)}; not in the file: {_some(missing)}"
+            )
+        tensors.update(shard)
+    return tensors
+
+
+def _some(names: Sequence[str] | Iterable[str], limit: int = 8) -> str:
+    """A list of names that fits a line."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest if names else "none"

@@ -1,0 +1,165 @@
+"""Lazily read tensors: a shape, a dtype, and a way to read any block of the values.
+
+Every format is read into a dict from name to `LazyTensor`, and every writer takes one. What lies
+between (transposing, stacking layers, casting) composes the *reading*, so a conversion streams:
+nothing is in memory but the tensors being copied, and a device that needs a slice reads a slice.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+class ConversionError(ValueError):
+    """Files or trees that cannot be converted; says what was expected, what came, what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor whose values are read when indexed.
+
+    Attributes:
+      shape: Its sizes.
+      dtype: Its NumPy dtype (`ml_dtypes.bfloat16` for bf16).
+      read: Called with one slice of step 1 per axis; returns that block.
+
+    >>> tensor = from_array(np.arange(6).reshape(2, 3))
+    >>> transpose(tensor)[0:2]
+    array([[0, 3],
+           [1, 4]])
+    """
+
+    shape: Shape
+    dtype: np.dtype[Any]
+    read: Callable[[Index], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, index: slice | Index | Any) -> np.ndarray:
+        """The values of a block; `[...]` gives all."""
+        given = () if index is Ellipsis else index if isinstance(index, tuple) else (index,)
+        full = given + (slice(None),) * (len(self.shape) - len(given))
+        # Start and stop explicit, so that no reader has to understand None or negative numbers.
+        return self.read(
+            tuple(
+                slice(*part.indices(size)[:2]) for part, size in zip(full, self.shape, strict=True)
+            )
+        )
+
+
+def from_array(array: np.ndarray | jax.Array) -> LazyTensor:
+    """A lazy tensor over an array, which may be on devices: only the block that is read moves."""
+
+    def read(index: Index) -> np.ndarray:
+        if isinstance(array, np.ndarray):
+            return array[index]
+        if not index:
+            return np.asarray(array)
+        first, size = index[0], index[0].stop - index[0].start
+        # dynamic_slice takes the start as an operand: one compilation serves all layers.
+        block = (
+            array
+            if size == array.shape[0]
+            else jax.lax.dynamic_slice_in_dim(array, first.start, size)
+        )
+        return np.asarray(jax.device_get(block))[(slice(None), *index[1:])]
+
+    return LazyTensor(tuple(array.shape), np.dtype(array.dtype), read)
+
+
+def transpose(tensor: LazyTensor) -> LazyTensor:
+    """The tensor with its axes reversed."""
+    return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda index: tensor[index[::-1]].T)
+
+
+def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
+    """Tensors of one shape and dtype as one with a new leading axis (l).
+
+    Reading allocates the block once and fills it layer by layer.
+    """
+    first = tensors[0]
+
+    def read(index: Index) -> np.ndarray:
+        chosen = tensors[index[0]]
+        sizes = [part.stop - part.start for part in index[1:]]
+        block = np.empty((len(chosen), *sizes), first.dtype)
+        for layer, tensor in enumerate(chosen):
+            block[layer] = tensor[index[1:]]
+        return block
+
+    return LazyTensor((len(tensors), *first.shape), first.dtype, read)
+
+
+def unstack(tensor: LazyTensor) -> list[LazyTensor]:
+    """The tensors along the leading axis; the inverse of `stack`."""
+
+    def layer_reader(layer: int) -> Callable[[Index], np.ndarray]:
+        return lambda index: tensor[(slice(layer, layer + 1), *index)][0]
+
+    return [
+        LazyTensor(tensor.shape[1:], tensor.dtype, layer_reader(layer))
+        for layer in range(tensor.shape[0])
+    ]
+
+
+def concatenate(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
+    """Tensors joined along an axis; for small ones, since reading a block reads all of them."""
+    first = tensors[0]
+    shape = list(first.shape)
+    shape[axis] = sum(tensor.shape[axis] for tensor in tensors)
+    return LazyTensor(
+        tuple(shape),
+        first.dtype,
+        lambda index: np.concatenate([tensor[...] for tensor in tensors], axis)[index],
+    )
+
+
+def separate(tensor: LazyTensor, parts: int, axis: int) -> list[LazyTensor]:
+    """Equal parts along an axis; the inverse of `concatenate`."""
+    size = tensor.shape[axis] // parts
+    shape = tensor.shape[:axis] + (size,) + tensor.shape[axis + 1 :]
+
+    def part_reader(part: int) -> Callable[[Index], np.ndarray]:
+        return lambda index: np.split(tensor[...], parts, axis)[part][index]
+
+    return [LazyTensor(shape, tensor.dtype, part_reader(part)) for part in range(parts)]
+
+
+def cast(tensor: LazyTensor, dtype: np.dtype[Any] | None, *, name: str) -> LazyTensor:
+    """The tensor in another dtype, rounded to nearest even; None leaves it alone.
+
+    Raises:
+      ConversionError: When read, if a finite value does not fit the dtype (float16 ends at 65504).
+    """
+    if dtype is None or dtype == tensor.dtype:
+        return tensor
+
+    def read(index: Index) -> np.ndarray:
+        values = tensor[index]
+        with np.errstate(over="ignore"):
+            result = values.astype(dtype)
+        if not np.array_equal(np.isfinite(values), np.isfinite(result)):
+            raise ConversionError(
+                f"{name} has finite values beyond the range of {dtype}; convert to bfloat16 or "
+                "float32"
+            )
+        return result
+
+    return LazyTensor(tensor.shape, dtype, read)

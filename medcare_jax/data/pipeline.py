@@ -1,0 +1,282 @@
+"""The stream of training batches as a pure function of files, seed and settings.
+
+Everything is tokenised and planned once, before training. From then on batch number i is the same
+whoever asks, when, and on how many hosts: the position of a run is that one number, and its
+`fingerprint` says whether it still counts the same stream.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import numpy as np
+from jaxtyping import Int64
+from transformers import PreTrainedTokenizerFast
+
+from medcare_jax.data.examples import ExampleReader, Examples, FileReport
+from medcare_jax.data.packing import Batch, pack_row, plan_rows, stack_rows
+
+__all__ = ["DataReport", "TrainingBatches", "make_batches"]
+
+_PREFETCH = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a run trains on; ``dataclasses.asdict`` of it is JSON.
+
+    Attributes:
+      files: One report a file.
+      targets: Which tokens are learnt, see `medcare_jax.data.chat`.
+      over_long: ``"drop"`` or ``"cut"``.
+      row_length: Tokens in a row.
+      rows: Rows in a global batch.
+      epochs: Passes over the files.
+      seed: Of order and choice.
+      num_rows: Rows of all epochs.
+      num_batches: Global batches of all epochs.
+      real_token_share: Share of the tokens of those rows that is not padding.
+      fingerprint: Digest of the stream.
+    """
+
+    files: tuple[FileReport, ...]
+    targets: str
+    over_long: str
+    row_length: int
+    rows: int
+    epochs: int
+    seed: int
+    num_rows: int
+    num_batches: int
+    real_token_share: float
+    fingerprint: str
+
+
+class TrainingBatches:
+    """The global batches of a run by number; made by `make_batches`.
+
+    Attributes:
+      report: What is in them and what is not.
+      num_batches: How many there are; the last one may end in rows of padding.
+      fingerprint: Digest of all tokens, marks and their order.
+    """
+
+    def __init__(self, examples: Examples, plan: list[tuple[int, ...]], report: DataReport):
+        self._examples, self._plan = examples, plan
+        self.report = report
+        self.num_batches, self.fingerprint = report.num_batches, report.fingerprint
+
+    def batch(self, index: int) -> Batch:
+        """Returns global batch number `index`, arrays ``[b, t]`` with b the global rows.
+
+        Raises:
+          IndexError: There is no such batch.
+        """
+        return self._rows(index, 0, self.report.rows)
+
+    def record_ids(self, index: int) -> tuple[tuple[str, str], ...]:
+        """Returns id and location of every dialogue in a batch, row by row.
+
+        Raises:
+          IndexError: There is no such batch.
+        """
+        rows = self._row_plan(index, 0, self.report.rows)
+        return tuple(self._examples.names[number] for row in rows for number in row)
+
+    def iterate(
+        self, start: int = 0, *, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[Batch]:
+        """Returns one process's rows of every batch from `start` on, prefetched in threads.
+
+        Rows are shared out in blocks, so the processes' batches behind each other are the global
+        batch. Threads instead of worker processes: the order cannot depend on their number.
+
+        Args:
+          start: Number of the first batch, the position that a checkpoint keeps.
+          process_index: Which process this is.
+          process_count: How many there are; must divide the rows.
+
+        Raises:
+          ValueError: The processes cannot share the rows, or `start` lies outside.
+        """
+        rows = self.report.rows
+        if process_count < 1 or rows % process_count or not 0 <= process_index < process_count:
+            raise ValueError(
+                f"expected a process_count that divides {rows} rows and a smaller process_index, "
+                f"got {process_count} and {process_index}"
+            )
+        if not 0 <= start <= self.num_batches:
+            raise ValueError(f"expected a start from 0 to {self.num_batches}, got {start}")
+        share = rows // process_count
+        source = _ProcessShare(self, process_index * share, (process_index + 1) * share)
+        return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(_PREFETCH))
+
+    def _row_plan(self, index: int, begin: int, end: int) -> list[tuple[int, ...]]:
+        """The examples of some rows of a batch; nothing in the rows behind the last."""
+        if not 0 <= index < self.num_batches:
+            raise IndexError(f"expected a batch from 0 to {self.num_batches - 1}, got {index}")
+        first = index * self.report.rows
+        rows = self._plan[first : first + self.report.rows]
+        rows += [()] * (self.report.rows - len(rows))
+        return rows[begin:end]
+
+    def _rows(self, index: int, begin: int, end: int) -> Batch:
+        """Some rows of a batch."""
+        return stack_rows(
+            [
+                pack_row([self._examples[number] for number in row], self.report.row_length)
+                for row in self._row_plan(index, begin, end)
+            ]
+        )
+
+
+def make_batches(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    files: Sequence[str | Path],
+    weights: Sequence[float] = (),
+    row_length: int,
+    rows: int,
+    epochs: int,
+    targets: str,
+    over_long: str,
+    on_bad_record: str,
+    seed: int,
+    show_progress: bool = False,
+) -> TrainingBatches:
+    """Reads, tokenises, mixes, shuffles and packs; returns the batches of a run.
+
+    Args:
+      tokenizer: A fast tokenizer.
+      files: What `medcare_jax.data.records.open_records` reads.
+      weights: How often each file's examples are seen in an epoch, one number a file; 2.5 is twice
+        each and a half of them, drawn anew every epoch, once more. None given: once each.
+      row_length: Tokens in a row.
+      rows: Rows in a global batch.
+      epochs: Passes over the files. The last batch of all is filled up with rows of padding.
+      targets: ``"assistant"`` or ``"reference"``, see `medcare_jax.data.chat`.
+      over_long: What is done with examples longer than a row: ``"drop"`` leaves them out, ``"cut"``
+        keeps the first `row_length` tokens. Both are counted.
+      on_bad_record: ``"stop"`` or ``"skip"``.
+      seed: Of order and choice, from 0 on.
+      show_progress: Whether to draw a bar on the terminal.
+
+    Raises:
+      RecordError: A bad record with ``"stop"``, or a file without a good one.
+      ValueError: Settings that do not fit together, or nothing left to train on.
+    """
+    weights = tuple(weights) or (1.0,) * len(files)
+    _check_settings(files, weights, row_length, rows, epochs, over_long, seed)
+    examples = Examples()
+    reader = ExampleReader(tokenizer, targets, row_length, over_long, on_bad_record, show_progress)
+    reports = tuple(
+        reader.read(path, examples, weight=weight)
+        for path, weight in zip(files, weights, strict=True)
+    )
+    if not len(examples):
+        raise ValueError(_nothing_left(reports, row_length))
+    examples.join()
+    counts = [report.kept for report in reports]
+    plan: list[tuple[int, ...]] = []
+    for epoch in range(epochs):
+        plan += _plan_epoch(examples.lengths, counts, weights, row_length, (seed, epoch))
+    if not plan:
+        raise ValueError(f"the weights {list(weights)} choose no example of so few; raise them")
+    placed = sum(int(examples.lengths[list(row)].sum()) for row in plan)
+    report = DataReport(
+        files=reports,
+        targets=targets,
+        over_long=over_long,
+        row_length=row_length,
+        rows=rows,
+        epochs=epochs,
+        seed=seed,
+        num_rows=len(plan),
+        num_batches=math.ceil(len(plan) / rows),
+        real_token_share=placed / (len(plan) * row_length),
+        fingerprint=_fingerprint(examples, plan, row_length, rows),
+    )
+    return TrainingBatches(examples, plan, report)
+
+
+class _ProcessShare:
+    """Rows `begin` to `end` of every batch, as grain's sources are: by number."""
+
+    def __init__(self, batches: TrainingBatches, begin: int, end: int):
+        self.batches, self.begin, self.end = batches, begin, end
+
+    def __len__(self) -> int:
+        return self.batches.num_batches
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.batches._rows(int(index), self.begin, self.end)
+
+
+def _plan_epoch(
+    lengths: Int64[np.ndarray, " examples"],
+    counts: Sequence[int],
+    weights: Sequence[float],
+    row_length: int,
+    seed: tuple[int, int],
+) -> list[tuple[int, ...]]:
+    """The rows of one epoch in their order."""
+    random = np.random.default_rng(seed)
+    chosen, first = [], 0
+    for count, weight in zip(counts, weights, strict=True):
+        whole, part = int(weight), weight - int(weight)
+        drawn = random.permutation(count)[: round(part * count)]
+        chosen += [first + np.tile(np.arange(count), whole), first + drawn]
+        first += count
+    order = random.permutation(np.concatenate(chosen))
+    rows = plan_rows(lengths[order].tolist(), row_length)
+    return [tuple(order[list(rows[place])].tolist()) for place in random.permutation(len(rows))]
+
+
+def _fingerprint(
+    examples: Examples, plan: list[tuple[int, ...]], row_length: int, rows: int
+) -> str:
+    """Digest of the stream itself, so that whatever changes it is noticed, versions included."""
+    digest = hashlib.sha256(f"{row_length} {rows}".encode())
+    row_sizes = np.array([len(row) for row in plan], np.int64)
+    order = np.array([number for row in plan for number in row], np.int64)
+    for part in (examples.tokens, examples.is_target, examples.lengths, row_sizes, order):
+        digest.update(part.tobytes())
+    return digest.hexdigest()
+
+
+def _check_settings(
+    files: Sequence[str | Path],
+    weights: Sequence[float],
+    row_length: int,
+    rows: int,
+    epochs: int,
+    over_long: str,
+    seed: int,
+) -> None:
+    """Refuses settings that cannot work."""
+    if not files or len(set(map(str, files))) < len(files):
+        raise ValueError("expected one file or more, each once; use weights to see one more often")
+    if len(weights) != len(files):
+        raise ValueError(f"expected {len(files)} weights, one a file, got {len(weights)}")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"expected weights over 0, got {list(weights)}; leave a file out instead")
+    if min(row_length - 1, rows, epochs, seed + 1) < 1:
+        raise ValueError(
+            "expected row_length of 2 or more, rows and epochs of 1 or more, seed of 0 or more, "
+            f"got {row_length}, {rows}, {epochs}, {seed}"
+        )
+    if over_long not in ("drop", "cut"):
+        raise ValueError(f"over_long must be 'drop' or 'cut', got {over_long!r}")
+
+
+def _nothing_left(reports: Sequence[FileReport], row_length: int) -> str:
+    """Says where all examples went."""
+    over_long = sum(report.over_long for report in reports)
+    without_target = sum(report.without_target for report in reports)
+    return (
+        f"nothing is left to train on: {over_long} examples are longer than row_length = "
+        f"{row_length}, {without_target} have no target token left; raise row_length"
+    )

@@ -1,0 +1,318 @@
+"""Files of dialogues to typed records: JSON list, JSON Lines or array_record.
+
+Every record is checked here, once, so that nothing behind this file meets a bad one. An error names
+file, line and field and never holds the text, which may be about a patient.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+from medcare_jax.data.scanning import RecordError, parse_json, scan_json
+
+__all__ = ["Record", "RecordError", "RecordSource", "Turn", "open_records", "parse_record"]
+
+Role = Literal["system", "human", "gpt"]
+T = TypeVar("T")
+
+_ROLES: Mapping[Any, Role] = {
+    "system": "system",
+    "human": "human",
+    "user": "human",
+    "gpt": "gpt",
+    "assistant": "gpt",
+}
+# A lone half of a surrogate pair is no character, and NUL ends a string for some tokenizers.
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
+_TFDS_MARK = "dataset_info.json"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a dialogue.
+
+    Attributes:
+      role: Who speaks; ``user`` and ``assistant`` in a file are ``human`` and ``gpt`` here.
+      text: What is said, exactly as in the file.
+    """
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One checked dialogue.
+
+    Attributes:
+      id: The file's own id; the location where it gives none.
+      turns: At least one ``human`` turn and behind it one ``gpt`` turn; ``system`` at most first.
+      evaluation: The gold of a test item (key ``eval``), or None.
+      location: ``"file:line"`` of its first character; ``"file:number"`` in an array_record.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    evaluation: Mapping[str, Any] | None
+    location: str
+
+
+class RecordSource(Sequence[Record]):
+    """The good records of one file by number; what was left out stands in `errors`.
+
+    Attributes:
+      path: The file.
+      errors: One error for each bad record that was skipped.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        fetch: Callable[[int], Record],
+        kept: Sequence[int],
+        errors: tuple[RecordError, ...],
+    ):
+        self.path, self.errors = path, errors
+        self._fetch, self._kept = fetch, kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self._fetch(number) for number in self._kept[index]]
+        return self._fetch(self._kept[index])
+
+
+def open_records(path: str | Path, *, on_bad_record: str = "stop") -> RecordSource:
+    """Returns the checked records of a file.
+
+    Text files are read into memory; an array_record is checked once and then read by random access.
+
+    Args:
+      path: A JSON list or JSON Lines file in UTF-8 (told by content), an ``.array_record`` file
+        whose entries are JSON documents, or the folder of a data set prepared by TFDS. A folder
+        with several splits needs the split's name behind it: ``folder/train``.
+      on_bad_record: ``"stop"`` raises the first error, ``"skip"`` keeps it in ``errors``.
+
+    Raises:
+      RecordError: A bad record with ``"stop"``; or text that cannot be read on; or no good record.
+      FileNotFoundError: There is no such file.
+      ValueError: ``on_bad_record`` is neither of the two.
+    """
+    if on_bad_record not in ("stop", "skip"):
+        raise ValueError(f"on_bad_record must be 'stop' or 'skip', got {on_bad_record!r}")
+    entries = _open_entries(Path(path))
+    kept: list[int] = []
+    records: list[Record] = []
+    errors: list[RecordError] = []
+    for number, outcome in enumerate(_checked(_located(Path(path), entries))):
+        if isinstance(outcome, Record):
+            kept.append(number)
+            if entries is None:
+                records.append(outcome)
+        elif on_bad_record == "stop":
+            raise outcome
+        else:
+            errors.append(outcome)
+    if not kept:
+        raise RecordError(f"{path}:1", "", f"no good record, {len(errors)} bad ones") from (
+            errors[0] if errors else None
+        )
+    if entries is None:
+        return RecordSource(str(path), records.__getitem__, range(len(records)), tuple(errors))
+    return RecordSource(str(path), _fetch_from(Path(path), entries), kept, tuple(errors))
+
+
+def parse_record(item: Any, location: str) -> Record:
+    """Returns the record that one JSON object of MedCareData's layout describes.
+
+    Args:
+      item: ``{"id"?, "conversations": [{"from" or "role", "value"}, ...], "eval"?}``; other keys
+        are left alone.
+      location: Where it stands, for errors.
+
+    Raises:
+      RecordError: Something is missing, of the wrong type, empty, or cannot be text.
+
+    Examples:
+      >>> turns = [{"from": "human", "value": "Fever?"}, {"from": "gpt", "value": "No."}]
+      >>> parse_record({"id": "7", "conversations": turns}, "train.json:2").turns[1]
+      Turn(role='gpt', text='No.')
+      >>> parse_record({"id": "7", "conversations": turns[:1]}, "train.json:2")
+      Traceback (most recent call last):
+      ...
+      medcare_jax.data.scanning.RecordError: train.json:2: conversations: expected a gpt turn \
+behind a human turn, got none
+    """
+    try:
+        record = _typed(item, dict, "", "an object")
+        items = _typed(record.get("conversations"), list, "conversations", "a list of turns")
+        record_id = _id(record.get("id"), location)
+        return Record(record_id, _turns(items), _evaluation(record.get("eval")), location)
+    except _FieldError as error:
+        raise RecordError(location, error.field, error.problem) from None
+
+
+class _FieldError(Exception):
+    """A `RecordError` whose location is not known yet."""
+
+    def __init__(self, field: str, problem: str):
+        self.field, self.problem = field, problem
+
+
+def _typed(value: object, kind: type[T], field: str, expected: str) -> T:
+    """The value, if it has the expected type."""
+    if not isinstance(value, kind):
+        came = "nothing" if value is None else type(value).__name__
+        raise _FieldError(field, f"expected {expected}, got {came}")
+    return value
+
+
+def _text(value: object, field: str) -> str:
+    """The value, if it is text with something in it."""
+    text = _typed(value, str, field, "text")
+    if not text.strip():
+        raise _FieldError(field, "expected text, got an empty one")
+    if _NO_TEXT.search(text):
+        raise _FieldError(field, "expected text, got a NUL or half a surrogate pair in it")
+    return text
+
+
+def _id(value: object, location: str) -> str:
+    """The id as text; numbers are common in other people's files."""
+    if value is None:
+        return location
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _text(value, "id")
+
+
+def _turns(items: list[object]) -> tuple[Turn, ...]:
+    """The turns of one dialogue, each checked, and together something to learn from."""
+    turns = tuple(_turn(item, f"conversations[{i}]", i) for i, item in enumerate(items))
+    roles = [turn.role for turn in turns]
+    if "human" not in roles or "gpt" not in roles[roles.index("human") :]:
+        raise _FieldError("conversations", "expected a gpt turn behind a human turn, got none")
+    return turns
+
+
+def _turn(item: object, field: str, index: int) -> Turn:
+    """One turn."""
+    turn = _typed(item, dict, field, "an object with from and value")
+    names = [name for name in ("from", "role") if name in turn]
+    if len(names) != 1:
+        raise _FieldError(field, f"expected one of from and role, got {len(names)}")
+    name = _typed(turn[names[0]], str, f"{field}.{names[0]}", "text")
+    if name not in _ROLES:
+        raise _FieldError(f"{field}.{names[0]}", f"expected one of {', '.join(_ROLES)}")
+    if _ROLES[name] == "system" and index:
+        raise _FieldError(f"{field}.{names[0]}", "expected a system turn only as the first turn")
+    return Turn(_ROLES[name], _text(turn.get("value"), f"{field}.value"))
+
+
+def _evaluation(value: object) -> Mapping[str, Any] | None:
+    """The gold of a test item."""
+    if value is None:
+        return None
+    gold: Mapping[str, Any] = _typed(value, dict, "eval", "an object")
+    if any(_NO_TEXT.search(text) for text in _texts(gold)):
+        raise _FieldError("eval", "expected text, got a NUL or half a surrogate pair in it")
+    return gold
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All text inside a JSON value, however deep."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            pending += [*item, *item.values()]
+        elif isinstance(item, list):
+            pending += item
+
+
+def _checked(items: Iterator[tuple[str, Any]]) -> Iterator[Record | RecordError]:
+    """Each item as a record or as the error it deserves; an id may be used once."""
+    seen: dict[str, str] = {}
+    for location, item in items:
+        if isinstance(item, RecordError):
+            yield item
+            continue
+        try:
+            record = parse_record(item, location)
+        except RecordError as error:
+            yield error
+            continue
+        first = seen.setdefault(record.id, location)
+        taken = f"expected an id of its own, got the one of {first}"
+        yield record if first == location else RecordError(location, "id", taken)
+
+
+def _open_entries(path: Path) -> Sequence[Any] | None:
+    """The entries of an array_record or a TFDS folder by number; None for a text file."""
+    if path.is_dir() or (path.parent / _TFDS_MARK).is_file() and not path.exists():
+        return _open_prepared(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of records at {path}, found none")
+    if ".array_record" not in path.name:
+        return None
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    entries: Sequence[Any] = ArrayRecordDataSource([str(path)])
+    return entries
+
+
+def _open_prepared(path: Path) -> Sequence[Any]:
+    """One split of a folder that TFDS prepared."""
+    folder, split = (path, None) if (path / _TFDS_MARK).is_file() else (path.parent, path.name)
+    if not (folder / _TFDS_MARK).is_file():
+        raise FileNotFoundError(f"expected {_TFDS_MARK} of a TFDS data set in {path}, found none")
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(folder))
+    names = sorted(builder.info.splits)
+    if split is None and len(names) == 1:
+        split = names[0]
+    if split not in names:
+        raise FileNotFoundError(f"expected {folder}/SPLIT with SPLIT one of {names}")
+    entries: Sequence[Any] = builder.as_data_source(split=split)
+    return entries
+
+
+def _located(path: Path, entries: Sequence[Any] | None) -> Iterator[tuple[str, Any]]:
+    """Every value of a file with its location."""
+    if entries is None:
+        yield from scan_json(path)
+    else:
+        for number in range(len(entries)):
+            location = f"{path}:{number + 1}"
+            yield location, _entry_value(entries[number], location)
+
+
+def _entry_value(entry: Any, location: str) -> Any:
+    """The JSON value in one entry: bytes as they are, or the one field of a TFDS example."""
+    try:
+        document = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        return parse_json(bytes(document).decode(), location)
+    except UnicodeDecodeError:
+        return RecordError(location, "", "expected UTF-8, got other bytes")
+
+
+def _fetch_from(path: Path, entries: Sequence[Any]) -> Callable[[int], Record]:
+    """Random access to the records of an array_record."""
+
+    def fetch(number: int) -> Record:
+        """The record of one entry."""
+        location = f"{path}:{number + 1}"
+        return parse_record(_entry_value(entries[number], location), location)
+
+    return fetch

@@ -1,0 +1,1 @@
+"""Scoring a model on tasks, and the report of a run."""

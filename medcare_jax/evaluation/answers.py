@@ -1,0 +1,82 @@
+"""Text to structure: option lines of a question, diagnoses that a model wrote. Pure functions."""
+
+import json
+import re
+from typing import Literal, NamedTuple
+
+Format = Literal["code_title", "json"]
+FORMATS: tuple[Format, ...] = ("code_title", "json")
+
+# Latin and Chinese punctuation behind the letter, as exams print it.
+_OPTION_LINE = re.compile(r"^([A-Z])\s*[.．、:：)）]\s*(\S.*?)\s*$", re.MULTILINE)
+_CODE = r"[A-Z][0-9][0-9A-Z](?:\.[0-9A-Z]{1,4})?"
+_CODE_TITLE = re.compile(rf"({_CODE}) \| (\S[^\n|]*)")
+
+
+class Diagnosis(NamedTuple):
+    """An ICD-10-CM code and its title."""
+
+    code: str
+    title: str
+
+
+def option_lines(prompt: str) -> dict[str, str]:
+    r"""The options that a question lists as lines `A. text`, by letter.
+
+    Only an unbroken run A, B, C, ... counts, and of several runs the last: a vignette may have
+    lettered lines of its own.
+
+    Examples:
+      >>> option_lines("Which vitamin?\nA. Retinol\nB. Thiamine")
+      {'A': 'Retinol', 'B': 'Thiamine'}
+      >>> option_lines("No options here.")
+      {}
+    """
+    options: dict[str, str] = {}
+    for letter, text in _OPTION_LINE.findall(prompt):
+        if letter == "A":
+            options = {}
+        if letter == chr(ord("A") + len(options)):
+            options[letter] = text
+    return options
+
+
+def parse_diagnoses(text: str, form: Format) -> tuple[Diagnosis, ...] | None:
+    """The diagnoses in a text of a strict format, or None if it breaks the format.
+
+    Blanks around the whole are allowed; anything else that the format does not ask for is not:
+    what a program must read has to be right to the letter.
+
+    Args:
+      text: what a model wrote.
+      form: `code_title`, one line "code | title"; or `json`, a list of objects with exactly
+        "code" and "title".
+
+    Examples:
+      >>> parse_diagnoses("E11.9 | Type 2 diabetes", "code_title")
+      (Diagnosis(code='E11.9', title='Type 2 diabetes'),)
+      >>> parse_diagnoses("The code is E11.9.", "code_title") is None
+      True
+      >>> parse_diagnoses('[{"code": "I10", "title": "Hypertension"}]', "json")
+      (Diagnosis(code='I10', title='Hypertension'),)
+    """
+    if form == "code_title":
+        match = _CODE_TITLE.fullmatch(text.strip())
+        return (Diagnosis(*match.groups()),) if match else None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, list) or not value or not all(map(_is_diagnosis, value)):
+        return None
+    return tuple(Diagnosis(entry["code"], entry["title"]) for entry in value)
+
+
+def _is_diagnosis(entry: object) -> bool:
+    """Whether a JSON value is an object with a code, a title and nothing else."""
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"code", "title"}
+        and all(isinstance(value, str) and value.strip() for value in entry.values())
+        and re.fullmatch(_CODE, entry["code"]) is not None
+    )

@@ -1,0 +1,248 @@
+"""The same tasks scored at several points of a run: what changed, and what did not, in words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from medcare_jax.evaluation.metrics import Estimate, mcnemar_exact
+from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE
+
+STAGES: dict[str, str] = {"base": "base", "mka": "after MKA", "da": "after DA"}
+"""The points of a run at which tasks are scored, in order, and how a reader is told of them."""
+
+SIGNIFICANCE = 0.05
+
+_BRIEF = {"base": "base", "mka": "MKA", "da": "DA"}
+
+Results = Mapping[str, Mapping[str, Any]]
+"""What `evaluator.evaluate` returns."""
+
+
+Verdict = Literal["better", "worse", "unclear"]
+
+
+class Finding(NamedTuple):
+    """A sentence about the numbers, and whether it is good news."""
+
+    verdict: Verdict
+    text: str
+
+
+class Change(NamedTuple):
+    """How a score moved between two points of a run.
+
+    Attributes:
+      delta: later minus earlier score, in [-1, 1].
+      p_value: of McNemar's exact test on the items that both answered.
+    """
+
+    delta: float
+    p_value: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Better or worse if chance alone would rarely do it, else unclear."""
+        if self.p_value >= SIGNIFICANCE or not self.delta:
+            return "unclear"
+        return "better" if self.delta > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one task at every point of a run.
+
+    Attributes:
+      task: the task's name.
+      kind: knowledge-intensive or alignment-required.
+      metric: what the numbers are.
+      is_headline: whether it is the task's main metric.
+      items: how many items were scored.
+      estimates: score and interval by stage.
+      changes: by pair of stages (earlier, later).
+    """
+
+    task: str
+    kind: str
+    metric: str
+    is_headline: bool
+    items: int
+    estimates: Mapping[str, Estimate]
+    changes: Mapping[tuple[str, str], Change]
+
+
+def compare(scores: Mapping[str, Results]) -> list[Row]:
+    """One row per task and metric, knowledge-intensive tasks first.
+
+    Args:
+      scores: results by stage, keys among those of `STAGES`; stages that a run has not reached
+        are absent.
+
+    Raises:
+      ValueError: if a stage is unknown, or stages scored other tasks or other numbers of items.
+    """
+    if unknown := set(scores) - set(STAGES):
+        raise ValueError(f"expected stages among {', '.join(STAGES)}, got {', '.join(unknown)}")
+    stages = [stage for stage in STAGES if scores.get(stage)]
+    if not stages:
+        return []
+    first = scores[stages[0]]
+    for stage in stages[1:]:
+        _check_same_items(first, scores[stage], stage)
+    rows = [
+        _row(task, metric, {stage: scores[stage][task] for stage in stages})
+        for task in first
+        for metric in first[task]["scores"]
+    ]
+    return sorted(rows, key=lambda row: row.kind != KNOWLEDGE)
+
+
+def findings(rows: Sequence[Row]) -> list[Finding]:
+    """What the numbers say, as sentences; what did not improve is said as plainly as the rest.
+
+    Args:
+      rows: from `compare`.
+
+    Returns:
+      Findings on headline metrics, in the order in which a run makes them; none without rows.
+    """
+    heads = [row for row in rows if row.is_headline]
+    knowledge = [row for row in heads if row.kind == KNOWLEDGE]
+    alignment = [row for row in heads if row.kind == ALIGNMENT]
+    return [
+        *_about(knowledge, "base", "mka", "Knowledge through MKA"),
+        *_about(knowledge, "mka", "da", "Knowledge through DA"),
+        *_about(alignment, "base", "mka", "Alignment through MKA"),
+        *_about(alignment, "mka", "da", "Alignment through DA"),
+        *_about_the_whole(heads),
+    ]
+
+
+def percent(score: float) -> str:
+    """A share as a reader sees it.
+
+    Examples:
+      >>> percent(0.6825)
+      '68.2%'
+    """
+    return f"{100 * score:.1f}%"
+
+
+def points(delta: float) -> str:
+    """A difference of shares in percentage points, with its sign.
+
+    Examples:
+      >>> points(0.25), points(-0.031), points(0.0)
+      ('+25.0', '−3.1', '±0.0')
+    """
+    value = f"{abs(100 * delta):.1f}"
+    if float(value) == 0:
+        return f"±{value}"
+    return f"{'+' if delta > 0 else '−'}{value}"
+
+
+def interval(estimate: Estimate) -> str:
+    """A 95 % interval as a reader sees it, in per cent.
+
+    Examples:
+      >>> interval(Estimate(0.5, 0.421, 0.5833))
+      '42.1 to 58.3'
+    """
+    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
+
+
+def span_title(before: str, after: str) -> str:
+    """A pair of stages as the head of a column.
+
+    Examples:
+      >>> span_title("mka", "da")
+      'MKA → DA'
+    """
+    return f"{_BRIEF[before]} → {_BRIEF[after]}"
+
+
+def p_value(p: float) -> str:
+    """A p-value as a reader sees it.
+
+    Examples:
+      >>> p_value(0.0321), p_value(1e-9)
+      ('p = 0.032', 'p < 0.001')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _check_same_items(first: Results, other: Results, stage: str) -> None:
+    """Paired numbers need the same items."""
+    counts = [{task: result["items"] for task, result in r.items()} for r in (first, other)]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"expected the items of every stage to be the same, got {counts[0]} and, "
+            f"{STAGES[stage]}, {counts[1]}; score all stages on the same files"
+        )
+
+
+def _row(task: str, metric: str, results: Mapping[str, Mapping[str, Any]]) -> Row:
+    """One metric of one task."""
+    stages = list(results)
+    summaries = {stage: results[stage]["scores"][metric] for stage in stages}
+    estimates = {
+        stage: Estimate(summary["score"], summary["low"], summary["high"])
+        for stage, summary in summaries.items()
+    }
+    changes = {
+        (a, b): Change(
+            estimates[b].score - estimates[a].score,
+            mcnemar_exact(summaries[a]["outcomes"], summaries[b]["outcomes"]),
+        )
+        for a, b in _pairs(stages)
+    }
+    head = results[stages[0]]
+    is_headline = metric == head["metric"]
+    return Row(task, head["kind"], metric, is_headline, head["items"], estimates, changes)
+
+
+_WORDS: dict[Verdict, str] = {
+    "better": "better",
+    "worse": "worse",
+    "unclear": "no change beyond chance",
+}
+
+
+def _pairs(stages: Sequence[str]) -> list[tuple[str, str]]:
+    """Neighbouring stages in order, then the first and the last of three."""
+    return [
+        *zip(stages, stages[1:], strict=False),
+        *([(stages[0], stages[-1])] * (len(stages) > 2)),
+    ]
+
+
+def _about(rows: Sequence[Row], before: str, after: str, subject: str) -> list[Finding]:
+    """One sentence per verdict on the tasks of a kind between two stages."""
+    moved = [row for row in rows if (before, after) in row.changes]
+    said = []
+    for verdict, words in _WORDS.items():
+        mine = [row for row in moved if row.changes[before, after].verdict == verdict]
+        if mine:
+            listed = "; ".join(_moved(row, before, after) for row in mine)
+            said.append(Finding(verdict, f"{subject}: {words} on {listed}."))
+    return said
+
+
+def _about_the_whole(rows: Sequence[Row]) -> list[Finding]:
+    """Which tasks a whole run, or as much of it as there is, did not improve."""
+    scored = [stage for stage in STAGES if rows and stage in rows[0].estimates]
+    if len(scored) < 2:
+        return []
+    before, after = scored[0], scored[-1]
+    span = f"from {STAGES[before]} to {STAGES[after]}"
+    failed = [row for row in rows if row.changes[before, after].verdict != "better"]
+    if not failed:
+        return [Finding("better", f"Every task improved {span}.")]
+    is_worse = any(row.changes[before, after].verdict == "worse" for row in failed)
+    listed = "; ".join(_moved(row, before, after) for row in failed)
+    return [Finding("worse" if is_worse else "unclear", f"Did not improve {span}: {listed}.")]
+
+
+def _moved(row: Row, before: str, after: str) -> str:
+    """A task with both scores and the p-value of their difference."""
+    old, new = (percent(row.estimates[stage].score) for stage in (before, after))
+    return f"{row.task} ({old} → {new}, {p_value(row.changes[before, after].p_value)})"

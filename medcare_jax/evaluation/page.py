@@ -1,0 +1,271 @@
+"""The report of a run as one HTML page: no script, no network, light and dark."""
+
+import html
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medcare_jax.evaluation.charts import line_chart, score_chart
+from medcare_jax.evaluation.comparison import (
+    SIGNIFICANCE,
+    STAGES,
+    Change,
+    Row,
+    compare,
+    findings,
+    interval,
+    p_value,
+    percent,
+    points,
+    span_title,
+)
+from medcare_jax.evaluation.content import RunReport, StageCurve, flat_items
+from medcare_jax.evaluation.style import STYLE
+
+LEAK_LIMIT = 1e-6
+_VERDICTS = {"better": "better", "worse": "worse", "unclear": "no clear change"}
+
+
+def html_page(content: RunReport) -> str:
+    """The whole page as text.
+
+    Args:
+      content: what to report.
+
+    Raises:
+      ValueError: if stages scored other tasks or items, so that no pair can be compared.
+    """
+    rows = compare(content.scores)
+    sections = [
+        _header(content),
+        _section("What the numbers say", _findings(rows)),
+        _section("Scores", _scores(rows, content.scores)) if rows else "",
+        *(_section(f"Training: {stage.name}", _stage(stage)) for stage in content.stages),
+        _section("Data", _facts(flat_items(content.data))) if content.data else "",
+        _section("How it was made", _provenance(content)),
+    ]
+    title = _text(content.title)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{''.join(sections)}</main>\n</body>\n</html>\n"
+    )
+
+
+def stage_facts(stage: StageCurve) -> list[tuple[str, str]]:
+    """What a stage came to, as names and texts; none for a stage without a step."""
+    if not stage.step:
+        return []
+    tail = stage.loss[-max(1, len(stage.loss) // 10) :]
+    facts = [
+        ("steps", f"{stage.step[-1]:,}"),
+        ("loss, first step", f"{stage.loss[0]:.4f}"),
+        ("loss, last tenth", f"{statistics.fmean(tail):.4f}"),
+        ("peak learning rate", f"{max(stage.learning_rate):.3g}"),
+        ("tokens/s, median", f"{statistics.median(stage.tokens_per_second):,.0f}"),
+    ]
+    if stage.leak:
+        worst = max(stage.leak)
+        verdict = "holds" if worst <= LEAK_LIMIT else "BROKEN"
+        facts.append(("largest drift", f"{worst:.2e}"))
+        facts.append((f"drift limit {LEAK_LIMIT:g}", verdict))
+    return facts
+
+
+def _header(content: RunReport) -> str:
+    """Title, base and export."""
+    export = f"<dt>Exported model</dt><dd>{_text(content.export)}</dd>" if content.export else ""
+    return (
+        f'<header><p class="kicker">MedCare run</p><h1>{_text(content.title)}</h1>'
+        f'<dl class="inline"><dt>Base model</dt><dd>{_text(content.base)}</dd>{export}</dl>'
+        "</header>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    """A titled part of the page."""
+    return f"<section>\n<h2>{_text(title)}</h2>\n{body}\n</section>\n"
+
+
+def _findings(rows: Sequence[Row]) -> str:
+    """The sentences, good news and bad alike."""
+    said = findings(rows)
+    if not said:
+        return "<p>No task was scored twice, so there is nothing to compare.</p>"
+    items = "".join(
+        f'<li class="{verdict}"><span class="mark">{_VERDICTS[verdict]}</span>'
+        f"<span>{_text(text)}</span></li>"
+        for verdict, text in said
+    )
+    return f'<ul class="findings">{items}</ul>'
+
+
+def _scores(rows: Sequence[Row], scores: Mapping[str, Any]) -> str:
+    """Chart, table, breakdown by type, and how to read them."""
+    legend = "".join(
+        f'<span class="key {stage}">{STAGES[stage]}</span>' for stage in rows[0].estimates
+    )
+    note = (
+        "Scores are means over items; bars and brackets are 95 % bootstrap intervals. Changes "
+        "are in percentage points, with the p-value of McNemar's exact test on the same items, "
+        "not corrected for the number of comparisons; below "
+        f"{SIGNIFICANCE:g} a change is called better or worse."
+    )
+    return (
+        f'<p class="legend">{legend}</p><figure class="wide">{score_chart(rows)}</figure>'
+        f'{_score_table(rows)}<p class="note">{_text(note)}{_left_out(scores)}</p>'
+        f"{_type_table(scores)}"
+    )
+
+
+def _score_table(rows: Sequence[Row]) -> str:
+    """One line per task and metric, grouped by kind of task."""
+    stages, pairs = list(rows[0].estimates), list(rows[0].changes)
+    head = "".join(
+        [
+            '<th scope="col">task</th><th scope="col" class="number">items</th>',
+            *(f'<th scope="col" class="number">{STAGES[s]}</th>' for s in stages),
+            *(f'<th scope="col" class="number">{span_title(*pair)}</th>' for pair in pairs),
+        ]
+    )
+    width = 2 + len(stages) + len(pairs)
+    body, kind = [], ""
+    for row in rows:
+        if row.kind != kind:
+            kind = row.kind
+            body.append(f'<tr class="kind"><th colspan="{width}">{_text(kind)}</th></tr>')
+        body.append(_score_row(row))
+    return (
+        f'<div class="scroll"><table class="scores"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _score_row(row: Row) -> str:
+    """Scores and changes of one task and metric."""
+    cells = "".join(
+        f'<td class="number"><strong>{percent(e.score)}</strong><small>{interval(e)}</small></td>'
+        for e in row.estimates.values()
+    )
+    changes = "".join(_change_cell(change) for change in row.changes.values())
+    importance = "head" if row.is_headline else "minor"
+    return (
+        f'<tr class="{importance}"><th scope="row">{_text(row.task)}'
+        f"<small>{_text(row.metric.replace('_', ' '))}</small></th>"
+        f'<td class="number">{row.items:,}</td>{cells}{changes}</tr>'
+    )
+
+
+def _change_cell(change: Change) -> str:
+    """A difference, its p-value, and its verdict as colour."""
+    return (
+        f'<td class="number change {change.verdict}"><strong>{points(change.delta)}</strong>'
+        f"<small>{p_value(change.p_value)}</small></td>"
+    )
+
+
+def _left_out(scores: Mapping[str, Any]) -> str:
+    """Which items no model was asked, as one sentence."""
+    results = next(result for stage in STAGES if (result := scores.get(stage)))
+    counts = [
+        f"{task}: {count:,} {reason}"
+        for task, result in results.items()
+        for reason, count in result["left_out"].items()
+        if count
+    ]
+    return _text(f" Left out of every stage: {'; '.join(counts)}.") if counts else ""
+
+
+def _type_table(scores: Mapping[str, Any]) -> str:
+    """Headline scores per type of item, folded away; nothing if no task has several types."""
+    stages = [stage for stage in STAGES if scores.get(stage)]
+    by_stage = [
+        {
+            (task, name): entry
+            for task, result in scores[stage].items()
+            for name, entry in result["scores"][result["metric"]]["types"].items()
+            if len(result["scores"][result["metric"]]["types"]) > 1
+        }
+        for stage in stages
+    ]
+    if not by_stage[0]:
+        return ""
+    head = "".join(f'<th scope="col" class="number">{STAGES[stage]}</th>' for stage in stages)
+    body = "".join(
+        f'<tr><th scope="row">{_text(task)}<small>{_text(name)}</small></th>'
+        f'<td class="number">{entry["items"]:,}</td>'
+        + "".join(f'<td class="number">{percent(e[task, name]["score"])}</td>' for e in by_stage)
+        + "</tr>"
+        for (task, name), entry in by_stage[0].items()
+    )
+    return (
+        '<details><summary>By type of question</summary><div class="scroll"><table><thead><tr>'
+        f'<th scope="col">task</th><th scope="col" class="number">items</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></details>"
+    )
+
+
+def _stage(stage: StageCurve) -> str:
+    """A stage's figures in numbers and curves."""
+    if not stage.step:
+        return "<p>No step was taken.</p>"
+    smooth = len(stage.step) // 20
+    hint = f"heavy line: mean of {smooth} steps" if smooth > 1 else ""
+    curves: list[tuple[str, str, Sequence[float], dict[str, Any]]] = [
+        ("loss, nats per target token", hint, stage.loss, {"smooth": smooth}),
+        ("learning rate", "", stage.learning_rate, {}),
+        ("tokens per second", "", stage.tokens_per_second, {}),
+    ]
+    if stage.leak:
+        hint = "largest ‖QᵀA‖ / ‖A‖ over projections"
+        limits = {"limit": LEAK_LIMIT, "use_log": True}
+        curves.append(("orthogonality drift", hint, stage.leak, limits))
+    columns = 2 if len(curves) == 4 else 3
+    charts = [_figure(stage, *curve, width=1040 // columns) for curve in curves]
+    tiles = "".join(
+        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>"
+        for name, value in stage_facts(stage)
+    )
+    grid = f'<div class="charts by-{columns}">{"".join(charts)}</div>'
+    return f'<dl class="tiles">{tiles}</dl>{grid}'
+
+
+def _figure(
+    stage: StageCurve,
+    title: str,
+    hint: str,
+    values: Sequence[float],
+    options: Mapping[str, Any],
+    *,
+    width: int,
+) -> str:
+    """A captioned curve over a stage's steps."""
+    chart = line_chart(stage.step, values, title=f"{stage.name}: {title}", width=width, **options)
+    caption = f"{_text(title)}<small>{_text(hint) or '&nbsp;'}</small>"
+    return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
+
+
+def _provenance(content: RunReport) -> str:
+    """Settings, digests and versions, folded away."""
+    parts = [
+        ("Settings", content.settings),
+        ("Digests", content.digests),
+        ("Versions", content.versions),
+    ]
+    return "".join(
+        f"<details><summary>{title}</summary>{_facts(flat_items(values))}</details>"
+        for title, values in parts
+        if values
+    )
+
+
+def _facts(items: Sequence[tuple[str, str]]) -> str:
+    """Names and values side by side."""
+    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in items)
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def _text(text: str) -> str:
+    """Text that no reader takes for markup."""
+    return html.escape(text)

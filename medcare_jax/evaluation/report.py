@@ -1,0 +1,119 @@
+"""The report of a run: `report.md` for a terminal, `report.html` for a reader."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from medcare_jax.evaluation.comparison import (
+    STAGES,
+    Row,
+    compare,
+    findings,
+    interval,
+    p_value,
+    percent,
+    points,
+    span_title,
+)
+from medcare_jax.evaluation.content import RunReport, StageCurve, flat_items
+from medcare_jax.evaluation.page import html_page, stage_facts
+
+__all__ = ["RunReport", "StageCurve", "markdown", "write_report"]
+
+_MARKS = {"better": "**+**", "worse": "**−**", "unclear": "○"}
+
+
+def write_report(workdir: str | Path, content: RunReport) -> tuple[Path, Path]:
+    """Writes `report.md` and `report.html`, each whole or not at all.
+
+    The HTML is one file that loads nothing: it can be mailed, archived, and read offline.
+
+    Args:
+      workdir: an existing folder.
+      content: what to report.
+
+    Returns:
+      The two paths.
+
+    Raises:
+      ValueError: if stages scored other tasks or items, so that no pair can be compared.
+    """
+    texts = {"report.md": markdown(content), "report.html": html_page(content)}
+    for name, text in texts.items():
+        draft = Path(workdir, f"{name}.part")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(Path(workdir, name))
+    return Path(workdir, "report.md"), Path(workdir, "report.html")
+
+
+def markdown(content: RunReport) -> str:
+    """The report as Markdown: findings, scores, stages, data, settings, digests, versions."""
+    rows = compare(content.scores)
+    parts = [f"# {content.title}", f"Base model: {_code(content.base)}"]
+    if content.export:
+        parts.append(f"Exported model: {_code(content.export)}")
+    parts += ["## What the numbers say", _said(rows)]
+    if rows:
+        parts += ["## Scores", _score_table(rows)]
+    parts += ["## Training", _stage_table(content.stages)] if content.stages else []
+    sections = {
+        "Data": content.data,
+        "Settings": content.settings,
+        "Digests": content.digests,
+        "Versions": content.versions,
+    }
+    for title, values in sections.items():
+        if values:
+            body = [[name, _code(text)] for name, text in flat_items(values)]
+            parts += [f"## {title}", _table(["", ""], body)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _said(rows: Sequence[Row]) -> str:
+    """The findings as a list."""
+    said = [f"- {_MARKS[verdict]} {_escape(text)}" for verdict, text in findings(rows)]
+    return "\n".join(said) or "No task was scored twice, so there is nothing to compare."
+
+
+def _score_table(rows: Sequence[Row]) -> str:
+    """One line per task and metric."""
+    stages, pairs = list(rows[0].estimates), list(rows[0].changes)
+    head = [
+        *("task", "metric", "items"),
+        *(STAGES[stage] for stage in stages),
+        *(span_title(*pair) for pair in pairs),
+    ]
+    body = [
+        [
+            _escape(row.task),
+            row.metric.replace("_", " "),
+            str(row.items),
+            *(f"{percent(e.score)} ({interval(e)})" for e in row.estimates.values()),
+            *(f"{points(c.delta)} ({p_value(c.p_value)})" for c in row.changes.values()),
+        ]
+        for row in rows
+    ]
+    return _table(head, body)
+
+
+def _stage_table(stages: Sequence[StageCurve]) -> str:
+    """What each stage came to."""
+    names = list(dict.fromkeys(name for stage in stages for name, _ in stage_facts(stage)))
+    facts = [dict(stage_facts(stage)) for stage in stages]
+    body = [[name, *(fact.get(name, "–") for fact in facts)] for name in names]
+    return _table(["", *(_escape(stage.name) for stage in stages)], body)
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """Text that no Markdown table or HTML reader takes for markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
+def _code(text: str) -> str:
+    """Text in monospace."""
+    return f"`{text.replace('`', chr(39)).replace('|', chr(92) + '|')}`".replace("\n", " ")

@@ -1,0 +1,262 @@
+"""The decoder of Qwen2, Qwen3 and Llama, with adapters on its projections.
+
+Layers are scanned, so every leaf below `model/layers` has a leading axis of length l. Nothing
+here knows of devices but `shard_batch`, which keeps the residual stream cut along the batch.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from medcare_jax.models.aggregators import (
+    ATTENTION_PROJECTIONS,
+    AdaptedLinear,
+    Components,
+)
+from medcare_jax.models.attention import (
+    KVCache,
+    attend,
+    cached_mask,
+    packed_mask,
+    rope_frequencies,
+    rotate,
+    write_slots,
+)
+from medcare_jax.models.families import DecoderSettings
+from medcare_jax.settings import DTYPES, AdapterSettings, ComputeSettings
+from medcare_jax.shapes import AttentionMask, Hidden, Logits, Params, Positions, Segments, Tokens
+from medcare_jax.sharding import shard_batch
+
+LayerCache = tuple[Array, Array] | None
+
+REMAT_POLICIES: dict[str, Any] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale, over the last axis; the mean square in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The normalised array in x's dtype."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        scale = jnp.expand_dims(scale.astype(x.dtype), range(x.ndim - 1))
+        return wide.astype(x.dtype) * scale
+
+
+class _Part(nn.Module):
+    """What attention, MLP and block have in common: settings, and how to make a projection."""
+
+    settings: DecoderSettings
+    adapters: AdapterSettings
+    components: Components
+    compute: ComputeSettings
+
+    def project(self, name: str, features: int, *, use_bias: bool = False) -> AdaptedLinear:
+        """The projection of that name with the adapters of its kind."""
+        is_attention = name in ATTENTION_PROJECTIONS
+        return AdaptedLinear(
+            features,
+            components=self.components.attention if is_attention else self.components.ffn,
+            is_attention=is_attention,
+            use_bias=use_bias,
+            adapters=self.adapters,
+            compute=self.compute,
+            name=name,
+        )
+
+
+class Attention(_Part):
+    """Grouped-query self-attention."""
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, positions: Positions, mask: AttentionMask, cache: LayerCache
+    ) -> tuple[Hidden, LayerCache]:
+        """The attended values, and the layer's cache with the new keys and values."""
+        q, k, v = self._heads(x)
+        frequencies = rope_frequencies(self.settings)
+        q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
+        if cache is not None:
+            cache = (write_slots(cache[0], positions, k), write_slots(cache[1], positions, v))
+            k, v = (slots.astype(x.dtype) for slots in cache)
+        out = attend(q, k, v, mask, implementation=self.compute.attention)
+        out = out.reshape(*x.shape[:-1], -1)
+        return self.project("o_proj", self.settings.hidden_size)(out), cache
+
+    def _heads(self, x: Hidden) -> tuple[Array, Array, Array]:
+        """Queries [b, t, n, h], keys and values [b, t, k, h]."""
+        s = self.settings
+        counts = {"q_proj": s.num_heads, "k_proj": s.num_kv_heads, "v_proj": s.num_kv_heads}
+        q, k, v = (
+            self.project(name, heads * s.head_dim, use_bias=s.use_qkv_bias)(x).reshape(
+                *x.shape[:-1], heads, s.head_dim
+            )
+            for name, heads in counts.items()
+        )
+        if s.use_qk_norm:
+            q = RMSNorm(s.rms_norm_eps, name="q_norm")(q)
+            k = RMSNorm(s.rms_norm_eps, name="k_norm")(k)
+        return q, k, v
+
+
+class MLP(_Part):
+    """The SwiGLU feed-forward network."""
+
+    @nn.compact
+    def __call__(self, x: Hidden) -> Hidden:
+        """down(silu(gate(x)) · up(x))."""
+        gate = self.project("gate_proj", self.settings.intermediate_size)(x)
+        up = self.project("up_proj", self.settings.intermediate_size)(x)
+        return self.project("down_proj", self.settings.hidden_size)(nn.silu(gate) * up)
+
+
+class Block(_Part):
+    """One pre-norm layer."""
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, positions: Positions, mask: AttentionMask, cache: LayerCache
+    ) -> tuple[Hidden, LayerCache]:
+        """The residual stream after the layer, and the layer's cache."""
+        parts = (self.settings, self.adapters, self.components, self.compute)
+        eps = self.settings.rms_norm_eps
+        normed = RMSNorm(eps, name="input_layernorm")(x)
+        attended, cache = Attention(*parts, name="self_attn")(normed, positions, mask, cache)
+        x = x + attended
+        normed = RMSNorm(eps, name="post_attention_layernorm")(x)
+        x = shard_batch(x + MLP(*parts, name="mlp")(normed))
+        self.sow("intermediates", "hidden", x)
+        return x, cache
+
+
+class Embedding(nn.Module):
+    """The token embedding."""
+
+    vocab_size: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Hidden:
+        """Each token's vector, in the dtype of the table."""
+        init = nn.initializers.normal(0.02)
+        return self.param("embedding", init, (self.vocab_size, self.width))[tokens]
+
+
+class Head(nn.Module):
+    """The output matrix of a model that does not share it with the embedding."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, hidden: Hidden) -> Logits:
+        """Float32 logits."""
+        init = nn.initializers.normal(0.02)
+        return _logits(hidden, self.param("kernel", init, (hidden.shape[-1], self.vocab_size)))
+
+
+class Trunk(_Part):
+    """Embedding, scanned layers, final norm."""
+
+    @nn.compact
+    def __call__(
+        self, tokens: Tokens, positions: Positions, mask: AttentionMask, cache: LayerCache
+    ) -> tuple[Hidden, LayerCache]:
+        """Hidden states after the final norm, and the cache of all layers."""
+        s = self.settings
+        x = Embedding(s.vocab_size, s.hidden_size, name="embed_tokens")(tokens)
+        x = shard_batch(x.astype(DTYPES[self.compute.dtype]))
+        self.sow("intermediates", "embedded", x)
+        layers = nn.scan(
+            self._block(),
+            length=s.num_layers,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            out_axes=0,
+        )
+        parts = (s, self.adapters, self.components, self.compute)
+        x, cache = layers(*parts, name="layers")(x, positions, mask, cache)
+        return RMSNorm(s.rms_norm_eps, name="norm")(x), cache
+
+    def _block(self) -> type[Block]:
+        """The block, recomputed in the backward pass as the remat policy says."""
+        if self.compute.remat == "none":
+            return Block
+        return nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.compute.remat])
+
+
+class Decoder(nn.Module):
+    """A causal language model with adapters.
+
+    Dropout is on exactly when `apply` is given a `dropout` rng. With `mutable=["intermediates"]`
+    it also returns the embedding, every layer's output and the router logits.
+
+    Attributes:
+      settings: The architecture.
+      adapters: Sizes of the adapters.
+      components: Which adapters there are, and where.
+      compute: Precision, remat and attention kernel.
+    """
+
+    settings: DecoderSettings
+    adapters: AdapterSettings
+    components: Components
+    compute: ComputeSettings
+
+    def setup(self) -> None:
+        """Names the two parts as Hugging Face does."""
+        parts = (self.settings, self.adapters, self.components, self.compute)
+        self.model = Trunk(*parts)
+        if not self.settings.tie_word_embeddings:
+            self.lm_head = Head(self.settings.vocab_size)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        positions: Positions,
+        segments: Segments,
+        cache: KVCache | None = None,
+    ) -> Hidden | tuple[Hidden, KVCache]:
+        """Hidden states after the final norm, and the new cache if one was given.
+
+        Args:
+          tokens: Token ids, int32 [b, t].
+          positions: Position of each token in its own sequence, int32 [b, t]. With a cache
+            also the slot that it is written to.
+          segments: Which packed sequence each token is of, from 1; 0 is padding. int32 [b, t].
+          cache: Keys and values of earlier tokens, or None.
+        """
+        if self.is_initializing() and not self.settings.tie_word_embeddings:
+            self.lm_head(jnp.zeros((1, 1, self.settings.hidden_size)))
+        if cache is None:
+            return self.model(tokens, positions, packed_mask(segments), None)[0]
+        slots = write_slots(cache.segments, positions, segments)
+        mask = cached_mask(positions, segments, slots)
+        hidden, (keys, values) = self.model(tokens, positions, mask, (cache.keys, cache.values))
+        return hidden, KVCache(keys, values, slots)
+
+    def unembed(self, hidden: Hidden) -> Logits:
+        """Float32 logits of hidden states."""
+        return _logits(hidden, output_matrix(self.variables["params"]))
+
+
+def output_matrix(params: Params) -> Float[Array, "d v"]:
+    """The matrix that makes logits of hidden states: the head's, or the embedding transposed."""
+    if "lm_head" in params:
+        return params["lm_head"]["kernel"]
+    return params["model"]["embed_tokens"]["embedding"].T
+
+
+def _logits(hidden: Hidden, kernel: Float[Array, "d v"]) -> Logits:
+    """Hidden states times output matrix, summed in float32."""
+    return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)

@@ -1,0 +1,236 @@
+"""Which models are supported: Hugging Face's `config.json` to `DecoderSettings` and back.
+
+Every field that changes the arithmetic is either read or refused by name; none is ignored.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed for long contexts.
+
+    Attributes:
+      kind: `linear` (all frequencies divided by the factor) or `llama3` (only the low ones).
+      factor: How much longer the context became.
+      low_freq_factor: `llama3`: wavelengths above original length / this are fully scaled.
+      high_freq_factor: `llama3`: wavelengths below original length / this are left alone.
+      original_max_position_embeddings: `llama3`: context length before scaling, in tokens.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderSettings:
+    """Everything that fixes a decoder's parameters and arithmetic.
+
+    Attributes:
+      family: `qwen2` (Qwen1.5, Qwen2, Qwen2.5), `qwen3` or `llama`.
+      vocab_size: Rows of the embedding, padding included (v).
+      hidden_size: Width of the residual stream (d).
+      intermediate_size: Width of the FFN (f).
+      num_layers: Number of blocks (l).
+      num_heads: Query heads (n).
+      num_kv_heads: Key and value heads (k); divides `num_heads`.
+      head_dim: Width of a head (h).
+      rope_theta: Base of the rotary frequencies.
+      rope_scaling: Long-context change of the frequencies, or None.
+      rms_norm_eps: Added to the mean square in every RMSNorm.
+      use_qkv_bias: Whether q, k and v have biases (Qwen2).
+      use_qk_norm: Whether q and k are normalised per head (Qwen3).
+      tie_word_embeddings: Whether the output matrix is the embedding.
+      max_position_embeddings: Context length that the model was trained for, in tokens.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    rms_norm_eps: float
+    use_qkv_bias: bool
+    use_qk_norm: bool
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need an even one")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    architecture: str
+    use_qkv_bias: bool
+    use_qk_norm: bool
+
+
+FAMILIES: dict[str, _Family] = {
+    "qwen2": _Family("Qwen2ForCausalLM", use_qkv_bias=True, use_qk_norm=False),
+    "qwen3": _Family("Qwen3ForCausalLM", use_qkv_bias=False, use_qk_norm=True),
+    "llama": _Family("LlamaForCausalLM", use_qkv_bias=False, use_qk_norm=False),
+}
+
+# Values that a field must have for our arithmetic to be the model's; absent means the same.
+_REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", None),
+    "use_sliding_window": (False, None),
+    "attention_bias": (False, None),
+    "attention_dropout": (0.0, None),
+    "mlp_bias": (False, None),
+    "partial_rotary_factor": (1.0, None),
+    "pretraining_tp": (1, None),
+    "quantization_config": (None,),
+}
+
+
+_LLAMA3_FIELDS = [field.name for field in dataclasses.fields(RopeScaling) if field.name != "kind"]
+
+
+class UnsupportedModelError(ValueError):
+    """A model whose architecture or arithmetic is not implemented here."""
+
+
+def decoder_settings(config: Mapping[str, Any]) -> DecoderSettings:
+    """Reads a Hugging Face `config.json`.
+
+    Args:
+      config: The parsed file; transformers 4 and 5 layouts both work.
+
+    Returns:
+      The decoder's settings.
+
+    Raises:
+      UnsupportedModelError: An architecture or field value that is not implemented, by name.
+      ValueError: A needed field is missing.
+
+    >>> decoder_settings({"model_type": "gpt2"})
+    Traceback (most recent call last):
+    medcare_jax.models.families.UnsupportedModelError: model_type 'gpt2' is not supported; \
+supported are qwen2, qwen3, llama
+    """
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {name!r} is not supported; supported are {', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[name]
+    _refuse_unsupported(config)
+    read = _reader(config)
+    heads = read("num_attention_heads")
+    hidden = read("hidden_size")
+    theta, scaling = _rope(config)
+    return DecoderSettings(
+        family=name,
+        vocab_size=read("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=read("intermediate_size"),
+        num_layers=read("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        # Qwen3's heads are wider than hidden / heads, so there is nothing to fall back on.
+        head_dim=read("head_dim") if name == "qwen3" else config.get("head_dim") or hidden // heads,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_norm_eps=float(read("rms_norm_eps")),
+        use_qkv_bias=family.use_qkv_bias,
+        use_qk_norm=family.use_qk_norm,
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        max_position_embeddings=read("max_position_embeddings"),
+    )
+
+
+def huggingface_config(settings: DecoderSettings) -> dict[str, Any]:
+    """The `config.json` of a model in its Hugging Face form; `decoder_settings` reads it back."""
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": settings.rope_theta}
+    if settings.rope_scaling is not None:
+        parameters |= _scaling_fields(settings.rope_scaling)
+    return {
+        "architectures": [FAMILIES[settings.family].architecture],
+        "model_type": settings.family,
+        "vocab_size": settings.vocab_size,
+        "hidden_size": settings.hidden_size,
+        "intermediate_size": settings.intermediate_size,
+        "num_hidden_layers": settings.num_layers,
+        "num_attention_heads": settings.num_heads,
+        "num_key_value_heads": settings.num_kv_heads,
+        "head_dim": settings.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": settings.rms_norm_eps,
+        # Both layouts: transformers 4 (and vLLM) read rope_theta, transformers 5 rope_parameters.
+        "rope_theta": settings.rope_theta,
+        "rope_parameters": parameters,
+        "tie_word_embeddings": settings.tie_word_embeddings,
+        "max_position_embeddings": settings.max_position_embeddings,
+        "use_cache": True,
+    } | ({} if settings.rope_scaling is None else {"rope_scaling": parameters})
+
+
+def _reader(config: Mapping[str, Any]) -> Callable[[str], Any]:
+    """A getter that names the missing field."""
+
+    def read(field: str) -> Any:
+        if config.get(field) is None:
+            raise ValueError(f"config.json has no {field!r}, which a decoder needs")
+        return config[field]
+
+    return read
+
+
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    """Raises on any field value that our arithmetic does not honour."""
+    wrong = [
+        f"{field} = {config[field]!r} (supported: {allowed[0]!r})"
+        for field, allowed in _REQUIRED_VALUES.items()
+        if field in config and config[field] not in allowed
+    ]
+    kinds = set(config.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        wrong.append(f"layer_types with {', '.join(sorted(kinds))} (supported: full_attention)")
+    if wrong:
+        raise UnsupportedModelError(
+            "config.json asks for what is not supported: " + "; ".join(wrong)
+        )
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of the rotary frequencies, from either layout of `config.json`."""
+    fields = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    _refuse_unsupported(fields)
+    theta = float(fields.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    kind = fields.get("rope_type") or fields.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind not in ("linear", "llama3"):
+        raise UnsupportedModelError(
+            f"rope scaling {kind!r} is not supported; supported are default, linear, llama3"
+        )
+    names = ["factor"] if kind == "linear" else _LLAMA3_FIELDS
+    missing = [name for name in names if fields.get(name) is None]
+    if missing:
+        raise ValueError(f"rope scaling {kind!r} lacks {', '.join(missing)}")
+    return theta, RopeScaling(kind=kind, **{name: fields[name] for name in names})
+
+
+def _scaling_fields(scaling: RopeScaling) -> dict[str, Any]:
+    """The `rope_parameters` entries of a scaling."""
+    fields = dataclasses.asdict(scaling)
+    kind = fields.pop("kind")
+    return {"rope_type": kind} | (fields if kind == "llama3" else {"factor": scaling.factor})

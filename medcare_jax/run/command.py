@@ -1,0 +1,42 @@
+"""How a command of tools/ begins and ends: flags, warnings that are noise, errors on one screen."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from medcare_jax.training.loop import StoppedEarly
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and calls `main`.
+
+    Exit code 0 also when the process was told to end and has saved; 1 with a message on one
+    screen for what the user can mend; a traceback for anything else, which is a defect of ours.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(lambda argv: _guarded(main, argv))
+
+
+def _guarded(main: Callable[[], None], argv: list[str]) -> None:
+    """Calls `main` and turns what a user can mend into a message."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+    logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        main()
+    except StoppedEarly as stop:
+        print(f"{stop}. The same command goes on from there.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, ArithmeticError) as error:
+        if _DEBUG.value:
+            raise
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,121 @@
+"""The data of a whole run: batches of both stages, evaluation tasks, and the check between them."""
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from medcare_jax.data.icd10 import write_icd10_tasks
+from medcare_jax.data.overlap import find_overlap
+from medcare_jax.data.pipeline import TrainingBatches, make_batches
+from medcare_jax.data.records import open_records
+from medcare_jax.evaluation.tasks import Task, load_tasks
+from medcare_jax.settings import Settings, SettingsError, StageSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class OverlapError(ValueError):
+    """An evaluation question is in the training data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """Everything that a run reads.
+
+    Attributes:
+      mka: Batches of the first stage.
+      da: Batches of the second stage.
+      tasks: What is scored before, between and after; empty if no evaluation is asked for.
+      report: JSON-able: counts, digests and the finding of the overlap check.
+    """
+
+    mka: TrainingBatches
+    da: TrainingBatches
+    tasks: list[Task]
+    report: dict[str, Any]
+
+
+def open_data(
+    settings: Settings, tokenizer: "PreTrainedTokenizerFast", workdir: pathlib.Path
+) -> RunData:
+    """Reads, checks, tokenises and plans all data of a run.
+
+    Raises:
+      SettingsError: A stage has no files.
+      RecordError: A record that cannot be used; names file and line.
+      OverlapError: An evaluation question is in the training data, and the check is on.
+    """
+    if settings.icd10.make:
+        settings = _with_demo_tasks(settings, workdir)
+    stages = {"mka": settings.mka, "da": settings.da}
+    for name, stage in stages.items():
+        if not stage.files:
+            raise SettingsError(f"{name}.files is empty; name at least one file of dialogues")
+    batches = {name: _open_stage(settings, stage, tokenizer) for name, stage in stages.items()}
+    evaluation = settings.evaluation
+    tasks = (
+        load_tasks(evaluation.folder, evaluation.tasks, limit=evaluation.limit)
+        if evaluation.folder
+        else []
+    )
+    report = {name: dataclasses.asdict(each.report) for name, each in batches.items()}
+    report["overlap"] = _check_overlap(settings, tasks) if tasks else None
+    return RunData(batches["mka"], batches["da"], tasks, report)
+
+
+def _with_demo_tasks(settings: Settings, workdir: pathlib.Path) -> Settings:
+    """Settings whose empty file lists name the demo's files, which are made if need be."""
+    sizes = dataclasses.asdict(settings.icd10)
+    sizes.pop("make")
+    folder = workdir / "data"
+    paths = write_icd10_tasks(folder, seed=settings.seed, **sizes)
+
+    def filled(stage: StageSettings, name: str) -> StageSettings:
+        return stage if stage.files else dataclasses.replace(stage, files=(str(paths[name]),))
+
+    evaluation = settings.evaluation
+    return dataclasses.replace(
+        settings,
+        mka=filled(settings.mka, "1-stage/train"),
+        da=filled(settings.da, "2-stage/train"),
+        evaluation=dataclasses.replace(
+            evaluation, folder=evaluation.folder or str(folder / "test")
+        ),
+    )
+
+
+def _open_stage(
+    settings: Settings, stage: StageSettings, tokenizer: "PreTrainedTokenizerFast"
+) -> TrainingBatches:
+    """The batches of one stage."""
+    data = settings.data
+    return make_batches(
+        tokenizer,
+        files=stage.files,
+        weights=stage.weights,
+        row_length=data.row_length,
+        rows=data.rows,
+        epochs=stage.epochs,
+        targets=data.targets,
+        over_long=data.over_long,
+        on_bad_record=data.on_bad_record,
+        seed=settings.seed,
+    )
+
+
+def _check_overlap(settings: Settings, tasks: list[Task]) -> dict[str, Any]:
+    """What the check for evaluation questions in the training data found."""
+    on_bad = settings.data.on_bad_record
+    files = dict.fromkeys((*settings.mka.files, *settings.da.files))
+    training = [open_records(file, on_bad_record=on_bad) for file in files]
+    folder = pathlib.Path(settings.evaluation.folder)
+    found = find_overlap(training, [open_records(folder / task.spec.file) for task in tasks])
+    if found.overlaps and settings.data.check_overlap:
+        rows = [f"  {each.evaluation} is {', '.join(each.training)}" for each in found.overlaps]
+        raise OverlapError(
+            f"{len(rows)} evaluation questions are in the training data, so their scores would "
+            "say nothing. Take them out, or set data.check_overlap to False:\n"
+            + "\n".join(rows[:20])
+        )
+    return dataclasses.asdict(found)

@@ -1,0 +1,59 @@
+"""What a checkpoint remembers of its run, to be compared when a run goes on from it."""
+
+import dataclasses
+import importlib.metadata
+from typing import Any
+
+import jax
+
+from medcare_jax.settings import ConstraintSettings, Settings, StageSettings
+from medcare_jax.version import __version__
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that decide the numbers."""
+    return {"medcare-jax": __version__} | {
+        name: importlib.metadata.version(name) for name in _LIBRARIES
+    }
+
+
+def run_facts(
+    settings: Settings,
+    stage: StageSettings,
+    constraint: ConstraintSettings | None,
+    *,
+    base_digest: str,
+    fingerprint: str,
+    steps: int,
+) -> dict[str, Any]:
+    """Facts by name; `training/resume.py` says which may change.
+
+    The stage before the alignment knows nothing of the constraint (None), so one MKA can be gone
+    on from under several.
+    """
+    sections: dict[str, Any] = {
+        "adapters": settings.adapters,
+        "compute": settings.compute,
+        "mesh": settings.mesh,
+        "stage": stage,
+        "data": settings.data,
+    }
+    if constraint is not None:
+        sections["constraint"] = constraint
+    facts = {
+        f"{section}.{name}": list(value) if isinstance(value, tuple) else value
+        for section, values in sections.items()
+        for name, value in dataclasses.asdict(values).items()
+        if name not in ("files", "weights")  # the fingerprint stands for what is in them
+    }
+    facts |= {f"versions.{name}": version for name, version in versions().items()}
+    return facts | {
+        "base.digest": base_digest,
+        "data.fingerprint": fingerprint,
+        "seed": settings.seed,
+        "stage.steps": steps,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+    }

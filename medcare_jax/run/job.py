@@ -1,0 +1,200 @@
+"""The two-stage job: base evaluation, MKA, hand-over, DA, evaluation, export, report.
+
+Each part leaves its result in the workdir, whole or not at all, so the same command goes on where
+the last one stopped:
+
+    WORKDIR/config.json               the settings of the run
+    WORKDIR/data_report.json          what was read, left out, and found in the test data
+    WORKDIR/evaluation/STAGE.json     scores of base, mka and da
+    WORKDIR/{mka,da}/checkpoints/     see checkpoints.py
+    WORKDIR/{mka,da}/metrics.jsonl    one line per step
+    WORKDIR/export/                   the finished model as a Hugging Face folder
+    WORKDIR/report.{md,html}          what came of it
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+from jax.sharding import Mesh
+
+from medcare_jax import distributed
+from medcare_jax.conversion.bases import load
+from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS, NO_ADAPTERS, Components
+from medcare_jax.orthogonality import extend_basis, overlap_penalty
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree, digest
+from medcare_jax.run import outputs
+from medcare_jax.run.context import Run
+from medcare_jax.run.data import open_data
+from medcare_jax.run.facts import run_facts
+from medcare_jax.run.progress import Display
+from medcare_jax.run.workdir import hold, write_json
+from medcare_jax.settings import Settings, StageSettings
+from medcare_jax.sharding import check_replicated, make_mesh, tree_shardings
+from medcare_jax.training.loop import StageRun, run_stage
+from medcare_jax.training.optimizer import make_optimizer, make_schedule
+from medcare_jax.training.stages import MKA, Stage, alignment_stage, begin_alignment, init_adapters
+from medcare_jax.training.step import TrainState, make_state, make_train_step
+
+BASE_STAGE = "base"
+_KEYS = {"mka": 1, "da": 2}
+
+
+class ConstraintError(ValueError):
+    """The constraint that was asked for has no effect."""
+
+
+def run_job(settings: Settings, workdir: pathlib.Path, display: Display) -> None:
+    """Runs whatever of the job is not done yet in the workdir.
+
+    Raises:
+      WorkdirError: Another process is at work there.
+      CheckpointError: The workdir holds a run with settings that must not change.
+      StoppedEarly: The process was told to end; the same command goes on.
+      ValueError, OSError: What was given cannot be used; the message says what to do.
+    """
+    with hold(workdir):
+        mesh = make_mesh(settings.mesh)
+        with jax.set_mesh(mesh):
+            Job(_open_run(settings, workdir, display, mesh)).run_all()
+
+
+def _open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: Mesh) -> Run:
+    """Reads base and data, and writes down what was asked for and found."""
+    display.headline("base and data")
+    base = load(settings.base, mesh, seed=settings.seed)
+    display.line(f"base: {base.name}, {base.settings.num_layers} layers")
+    data = open_data(settings, base.tokenizer, workdir)
+    display.line(outputs.data_summary(data))
+    if distributed.is_first():
+        write_json(workdir / "config.json", dataclasses.asdict(settings))
+        write_json(workdir / "data_report.json", data.report)
+    return Run(settings, workdir, display, mesh, base, data)
+
+
+class Job:
+    """The parts of a run; `run_all` says in which order."""
+
+    def __init__(self, run: Run) -> None:
+        """A job of an opened run."""
+        self.run = run
+        self.da = alignment_stage(run.settings.adapters, run.settings.constraint)
+
+    def run_all(self) -> None:
+        """All parts; each skips what an earlier run of the same command has done."""
+        trees = {BASE: self.run.base.params}
+        self.score(BASE_STAGE, NO_ADAPTERS, trees)
+        trees[KNOWLEDGE] = self.train_mka().learning[KNOWLEDGE]
+        self.score(MKA.name, KNOWLEDGE_COMPONENTS, trees)
+        trees = self.train_da(trees)
+        self.score(self.da.name, self.da.components, trees)
+        self.run.display.headline("export and report")
+        if distributed.is_first():
+            outputs.export(self.run, trees)
+            outputs.report(self.run)
+
+    def train_mka(self) -> TrainState:
+        """Miscellaneous Knowledge Aggregation: knowledge and noise learn."""
+        self.run.display.headline("MKA: knowledge and noise learn")
+        make = functools.partial(init_adapters, self.run.decoder(MKA.components))
+        places = tree_shardings(self.run.mesh, jax.eval_shape(make, self._key(MKA)))
+        learning = jax.jit(make, out_shardings=places)(self._key(MKA))
+        return self._train(
+            MKA, self.run.settings.mka, {BASE: self.run.base.params}, learning, basis={}
+        )
+
+    def train_da(self, trees: dict[str, Tree]) -> dict[str, Tree]:
+        """The hand-over, then Downstream Alignment; returns the trees of the finished model."""
+        constraint = self.run.settings.constraint
+        self.run.display.headline("DA: noise dropped, attention merged, the alignment learns")
+        start = begin_alignment(
+            trees,
+            self.run.decoder(self.da.components),
+            self._key(self.da),
+            tolerance=constraint.tolerance,
+            use_projection=constraint.use_projection,
+        )
+        if constraint.use_penalty:
+            check_penalty(start.knowledge, start.alignment)
+        everything = {BASE: start.base, KNOWLEDGE: start.knowledge, ALIGNMENT: start.alignment}
+        learning = {name: everything[name] for name in self.da.learning}
+        frozen = {name: tree for name, tree in everything.items() if name not in learning}
+        basis = extend_basis({ALIGNMENT: start.basis}, learning)
+        before = digest(start.knowledge)
+        state = self._train(self.da, self.run.settings.da, frozen, learning, basis)
+        finished = {**frozen, **state.learning}
+        if constraint.freeze_knowledge and digest(finished[KNOWLEDGE]) != before:
+            raise RuntimeError("the frozen knowledge changed during DA; please report this")
+        return finished
+
+    def score(self, name: str, components: Components, trees: dict[str, Tree]) -> None:
+        """Evaluates a state of the model, unless its scores are there already."""
+        if self.run.data.tasks:
+            self.run.display.headline(f"evaluation: {name}")
+            outputs.score(self.run, name, components, trees)
+
+    def _key(self, stage: Stage) -> jax.Array:
+        """The root of a stage's randomness."""
+        return jax.random.fold_in(jax.random.key(self.run.settings.seed), _KEYS[stage.name])
+
+    def _train(
+        self,
+        stage: Stage,
+        settings: StageSettings,
+        frozen: dict[str, Tree],
+        learning: dict[str, Tree],
+        basis: dict[str, Tree],
+    ) -> TrainState:
+        """Runs a stage to its end."""
+        s, batches = self.run.settings, getattr(self.run.data, stage.name)
+        constraint = s.constraint if basis else None
+        total = min(settings.max_steps or batches.num_batches, batches.num_batches)
+        optimizer = make_optimizer(
+            settings, total, use_projection=constraint is not None and constraint.use_projection
+        )
+        step = make_train_step(
+            self.run.decoder(stage.components),
+            optimizer,
+            constraint,
+            accumulation=s.data.accumulation,
+            loss_chunk=s.compute.loss_chunk,
+        )
+        stage_run = StageRun(
+            folder=self.run.workdir / stage.name,
+            step=step,
+            schedule=make_schedule(settings, total),
+            frozen=frozen,
+            batches=batches,
+            total_steps=total,
+            every_steps=s.checkpoint.every_steps,
+            keep=s.checkpoint.keep,
+            meta=run_facts(
+                s,
+                settings,
+                constraint,
+                base_digest=self.run.base.digest,
+                fingerprint=batches.fingerprint,
+                steps=total,
+            ),
+        )
+        check_replicated(
+            self.run.mesh, {**frozen, **learning}, budget_mib=s.mesh.replicated_budget_mib
+        )
+        state = make_state(learning, optimizer, self._key(stage), basis)
+        with self.run.display.bar(stage.name, total) as bar:
+            return run_stage(stage_run, state, self.run.mesh, bar)
+
+
+def check_penalty(knowledge: Tree, alignment: Tree) -> None:
+    """Raises if the penalty has no gradient, as in the published recipe.
+
+    Raises:
+      ConstraintError: Its gradient with respect to the alignment is zero everywhere.
+    """
+    slopes = jax.grad(overlap_penalty, argnums=1)(knowledge, alignment)
+    if not any(bool(abs(slope).max() > 0) for slope in jax.tree.leaves(slopes) if slope.size):
+        raise ConstraintError(
+            "the penalty's gradient is zero at the start of DA, so it would do nothing; "
+            "expected a norm above 0. Is the knowledge all zeros?"
+        )

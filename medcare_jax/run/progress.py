@@ -1,0 +1,94 @@
+"""What a person sees while a run goes on: a bar per stage in a terminal, lines elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Display:
+    """Headlines and progress of a run; silent if this process is not the one that speaks."""
+
+    def __init__(self, *, is_shown: bool = True) -> None:
+        """A display on the standard error stream."""
+        self.console = Console(stderr=True, quiet=not is_shown, highlight=False)
+
+    def headline(self, text: str) -> None:
+        """Announces the next part of the run."""
+        self.console.rule(f"[bold]{text}", align="left")
+
+    def line(self, text: str) -> None:
+        """One line of news."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def bar(self, name: str, total: int, *, done: int = 0) -> "Bar":
+        """A progress bar, to be used as a context manager."""
+        return Bar(self.console, name, total, done)
+
+
+class Bar:
+    """Progress of one part: a bar in a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, console: Console, name: str, total: int, done: int) -> None:
+        self._console, self._name, self._total = console, name, total
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[news]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(name, total=total, completed=done, news="compiling")
+        self._first, self._last_line = done, 0.0
+        self._start = time.monotonic()
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, step: int, numbers: dict[str, float]) -> None:
+        """Shows that `step` of the total are done, and the numbers that a person looks at."""
+        news = _news(numbers)
+        self._progress.update(self._task, completed=step, news=news)
+        now = time.monotonic()
+        is_due = now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._total
+        if is_due and not self._console.is_terminal:
+            left = (now - self._start) / max(1, step - self._first) * (self._total - step)
+            self._console.print(
+                f"{self._name} {step}/{self._total} {news} ETA {left:.0f} s", soft_wrap=True
+            )
+            self._last_line = now
+
+
+def _news(numbers: dict[str, float]) -> str:
+    """Loss, speed and constraint in a few words."""
+    parts = []
+    if "loss" in numbers:
+        parts.append(f"loss {numbers['loss']:.4f}")
+    if "tokens_per_second" in numbers:
+        parts.append(f"{numbers['tokens_per_second']:.0f} tok/s")
+    if numbers.get("leak"):
+        parts.append(f"leak {numbers['leak']:.1e}")
+    return "  ".join(parts)

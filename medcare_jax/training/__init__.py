@@ -1,0 +1,1 @@
+"""Training: loss, optimiser chain, step, stages and the loop."""

@@ -1,0 +1,210 @@
+"""The training loop, the same for both stages: batches in, checkpoints and a history out."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from medcare_jax import distributed
+from medcare_jax.checkpoints import Checkpoints
+from medcare_jax.data.packing import Batch
+from medcare_jax.data.pipeline import TrainingBatches
+from medcare_jax.params import Tree
+from medcare_jax.sharding import batch_sharding, tree_shardings
+from medcare_jax.training.history import History
+from medcare_jax.training.resume import check_resume
+from medcare_jax.training.step import Metrics, TrainState, TrainStep
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or gradient is no longer a number; the last good checkpoint is untouched."""
+
+
+class StoppedEarly(Exception):  # noqa: N818 - not an error: the run was asked to end
+    """The process was told to end; a checkpoint was written and the same command goes on."""
+
+
+class Progress(Protocol):
+    """What the loop tells a progress display after each step."""
+
+    def update(self, step: int, numbers: dict[str, float]) -> None:
+        """Shows the numbers of a finished step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRun:
+    """Everything that a stage's loop needs.
+
+    Attributes:
+      folder: Where checkpoints and history go.
+      step: The train step.
+      schedule: Learning rate by step, for the record.
+      frozen: Base and the adapter trees that do not learn, placed on the mesh.
+      batches: The stage's data.
+      total_steps: Where the stage ends.
+      every_steps: Between checkpoints.
+      keep: Checkpoints that stay.
+      meta: Facts about the run that are saved with each checkpoint.
+    """
+
+    folder: pathlib.Path
+    step: TrainStep
+    schedule: optax.Schedule
+    frozen: dict[str, Tree]
+    batches: TrainingBatches
+    total_steps: int
+    every_steps: int
+    keep: int
+    meta: dict[str, Any]
+
+
+def run_stage(run: StageRun, state: TrainState, mesh: Mesh, progress: Progress) -> TrainState:
+    """Trains from the newest good checkpoint, or from `state`, to the stage's last step.
+
+    The result is the same, bit for bit, however often the run was stopped and started again on
+    the same devices: the batch of a step and its dropout depend on the step's number alone.
+
+    Args:
+      run: What to train with.
+      state: The state before step 1.
+      mesh: The devices; must be the current mesh (`jax.set_mesh`).
+      progress: Told of each finished step.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      NonFiniteLossError: Names the step and the records of its batch.
+      StoppedEarly: SIGTERM came on some host; everything is saved.
+      CheckpointError: The checkpoint there does not fit this run.
+    """
+    shardings = tree_shardings(mesh, state)
+    state = jax.device_put(state, shardings)
+    with Checkpoints(run.folder / "checkpoints", keep=run.keep) as checkpoints:
+        if (step_saved := checkpoints.latest_step()) is not None:
+            check_resume(checkpoints.read_meta(step_saved)["meta"], run.meta)
+        restored = checkpoints.restore(_abstract(state, shardings))
+        state = restored.state if restored else state
+        first = restored.step if restored else 0
+        if first == run.total_steps:
+            return state
+        step = jit_step(run.step, shardings, tree_shardings(mesh, run.frozen), mesh)
+        is_writer = distributed.is_first()  # one record, however many hosts share the folder
+        opened = History(run.folder, first_step=first) if is_writer else contextlib.nullcontext()
+        with opened as history:
+            return _train(run, step, state, first, mesh, checkpoints, history, progress)
+
+
+def jit_step(step: TrainStep, state: Any, frozen: Any, mesh: Mesh) -> Any:
+    """The compiled step; arguments are trees of shardings. The state is donated."""
+    replicated = NamedSharding(mesh, P())
+    return jax.jit(
+        step,
+        in_shardings=(state, frozen, batch_sharding(mesh)),
+        out_shardings=(state, replicated),
+        donate_argnums=0,
+    )
+
+
+def _train(
+    run: StageRun,
+    step: Any,
+    state: TrainState,
+    first: int,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    history: History | None,
+    progress: Progress,
+) -> TrainState:
+    """The loop proper. A step's numbers are fetched while the next one runs."""
+    reader = _Reader(run, history, progress)
+    for number, batch in enumerate(_device_batches(run.batches, mesh, first), start=first + 1):
+        state, metrics = step(state, run.frozen, batch)
+        reader.read_pending()
+        reader.pending = (number, metrics)
+        stops = distributed.must_stop()
+        checkpoints.sign_finished()
+        is_last = number == run.total_steps
+        if is_last or stops or number % run.every_steps == 0:
+            reader.read_pending()
+            checkpoints.save(number, state, run.meta)
+        if stops and not is_last:
+            checkpoints.wait()
+            raise StoppedEarly(f"stopped after step {number} of {run.total_steps}; saved")
+        if is_last:
+            break
+    checkpoints.wait()
+    return state
+
+
+class _Reader:
+    """Fetches a step's metrics, checks them, and passes them on."""
+
+    def __init__(self, run: StageRun, history: History | None, progress: Progress) -> None:
+        self.pending: tuple[int, Metrics] | None = None
+        self._run, self._history, self._progress = run, history, progress
+        self._clock = time.perf_counter()
+
+    def read_pending(self) -> None:
+        """Waits for the step whose metrics are pending, if any."""
+        if self.pending is None:
+            return
+        number, metrics = self.pending
+        self.pending = None
+        numbers = {k: float(v) for k, v in jax.device_get(metrics)._asdict().items()}
+        self._check(number, numbers)
+        now = time.perf_counter()
+        numbers["learning_rate"] = float(self._run.schedule(number - 1))
+        numbers["seconds"] = now - self._clock
+        numbers["tokens_per_second"] = numbers["tokens"] / numbers["seconds"]
+        self._clock = now
+        if self._history is not None:
+            self._history.add(number, numbers)
+        self._progress.update(number, numbers)
+
+    def _check(self, number: int, numbers: dict[str, float]) -> None:
+        """Raises if the step's loss or gradient is not finite."""
+        if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
+            return
+        records = ", ".join(place for _, place in self._run.batches.record_ids(number - 1))
+        raise NonFiniteLossError(
+            f"step {number}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; "
+            "expected finite numbers. Nothing was saved since the last checkpoint. Lower the "
+            f"learning rate or look at the records of this batch: {records}"
+        )
+
+
+def _device_batches(batches: TrainingBatches, mesh: Mesh, first: int) -> Iterator[Batch]:
+    """Global batches on the mesh, the next one already on its way while one is used."""
+    sharding = batch_sharding(mesh)
+    ahead: Batch | None = None
+    local = batches.iterate(
+        first, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    for batch in local:
+        placed = jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+        )
+        if ahead is not None:
+            yield ahead
+        ahead = placed
+    if ahead is not None:
+        yield ahead
+
+
+def _abstract(state: TrainState, shardings: Any) -> Any:
+    """Shapes, dtypes and shardings of a state."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )

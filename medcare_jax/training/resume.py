@@ -1,0 +1,76 @@
+"""What may change between a checkpoint and the run that goes on from it: one published table."""
+
+import enum
+import fnmatch
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from medcare_jax.checkpoints import CheckpointError
+
+
+class Change(enum.Enum):
+    """What happens when a fact is another one than when the checkpoint was saved."""
+
+    ALLOWED = "allowed"
+    WARNED = "warned"
+    REFUSED = "refused"
+
+
+# Pattern of the fact -> what happens, and why. The first match counts.
+RESUME_TABLE: tuple[tuple[str, Change, str], ...] = (
+    ("base.digest", Change.REFUSED, "the adapters were learned on other weights"),
+    ("data.fingerprint", Change.REFUSED, "the batches to come would not be those of this run"),
+    ("adapters.*", Change.REFUSED, "the trees would have other shapes, scale or dropout"),
+    ("constraint.*", Change.REFUSED, "the stage would be neither of the two experiments"),
+    ("seed", Change.REFUSED, "dropout and order would not be those of this run"),
+    ("stage.steps", Change.REFUSED, "the learning rate follows the number of steps"),
+    ("stage.*", Change.WARNED, "the optimiser goes on with the new value"),
+    ("mesh.*", Change.WARNED, "sums are taken in another order: equal to rounding, not to the bit"),
+    ("compute.*", Change.WARNED, "equal to rounding, not to the bit"),
+    ("data.accumulation", Change.WARNED, "equal to rounding, and other dropout masks"),
+    ("data.*", Change.ALLOWED, "the fingerprint holds what decides the batches"),
+    ("devices", Change.WARNED, "equal to rounding, not to the bit"),
+    ("versions.*", Change.WARNED, "another compiler may round in another way"),
+    ("processes", Change.ALLOWED, "a batch does not depend on how many read it"),
+)
+
+
+def check_resume(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Compares the facts of a checkpoint with those of the run that wants to go on.
+
+    Returns:
+      One warning for each fact whose change is warned of; they are logged too.
+
+    Raises:
+      CheckpointError: A fact changed that must not; all of them are listed.
+    """
+    changed = [
+        name
+        for name in sorted(saved.keys() | current.keys())
+        if saved.get(name) != current.get(name)
+    ]
+    refused, warned = [], []
+    for name in changed:
+        change, why = _rule(name)
+        row = f"{name}: {saved.get(name)!r} -> {current.get(name)!r} ({why})"
+        if change is Change.REFUSED:
+            refused.append(row)
+        elif change is Change.WARNED:
+            warned.append(row)
+    if refused:
+        raise CheckpointError(
+            "this workdir holds a run with other settings; put them back, or use a new workdir:\n  "
+            + "\n  ".join(refused)
+        )
+    for row in warned:
+        logging.getLogger(__name__).warning("changed since the checkpoint: %s", row)
+    return warned
+
+
+def _rule(name: str) -> tuple[Change, str]:
+    """The first row of the table that matches."""
+    for pattern, change, why in RESUME_TABLE:
+        if fnmatch.fnmatchcase(name, pattern):
+            return change, why
+    raise KeyError(f"no row of RESUME_TABLE matches {name!r}")

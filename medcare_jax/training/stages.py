@@ -1,0 +1,138 @@
+"""The two stages and what happens between them; everything here is a pure function.
+
+| stage | base | knowledge | noise | alignment |
+|---|---|---|---|---|
+| mka | frozen | learns | learns | - |
+| da | frozen, attention knowledge merged in | frozen | dropped | learns |
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from medcare_jax.models.aggregators import (
+    ATTENTION_PROJECTIONS,
+    DA_ATTENTION_COMPONENTS,
+    DA_COMPONENTS,
+    FFN_PROJECTIONS,
+    MKA_COMPONENTS,
+    Components,
+)
+from medcare_jax.models.decoder import Decoder
+from medcare_jax.models.lora import fold_factors
+from medcare_jax.orthogonality import extend_basis, orthonormal_basis, project_tree
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree, flatten, split, unflatten
+from medcare_jax.settings import AdapterSettings, ConstraintSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Which adapter trees exist in a stage and which of them learn.
+
+    Attributes:
+      name: `mka` or `da`; also the stage's folder in the workdir.
+      components: Adapters of the decoder.
+      learning: Trees that gradients are taken for.
+    """
+
+    name: str
+    components: Components
+    learning: tuple[str, ...]
+
+
+MKA = Stage("mka", MKA_COMPONENTS, (KNOWLEDGE, NOISE))
+
+
+def alignment_stage(adapters: AdapterSettings, constraint: ConstraintSettings) -> Stage:
+    """Downstream Alignment, as the adapter and constraint settings want it."""
+    return Stage(
+        "da",
+        DA_ATTENTION_COMPONENTS if adapters.alignment_on_attention else DA_COMPONENTS,
+        (ALIGNMENT,) if constraint.freeze_knowledge else (KNOWLEDGE, ALIGNMENT),
+    )
+
+
+def init_adapters(decoder: Decoder, key: Array) -> dict[str, Tree]:
+    """Fresh adapter trees of a decoder: A uniform in ±1/sqrt(in), B zero, all float32.
+
+    Under `jit` no base weight is ever made: nothing of the result depends on one.
+    """
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    trees = split(decoder.init(key, tokens, tokens, tokens + 1)["params"])
+    return {name: tree for name, tree in trees.items() if name != BASE}
+
+
+class Handover(NamedTuple):
+    """What Downstream Alignment begins with.
+
+    Attributes:
+      base: The base with the attention's knowledge merged in, in the base's own dtype.
+      knowledge: The FFN's knowledge, unchanged.
+      alignment: The new module: A inside the complement of the knowledge, B zero.
+      basis: The knowledge subspace of each alignment leaf, float32; width 0 where there is none.
+    """
+
+    base: Tree
+    knowledge: Tree
+    alignment: Tree
+    basis: Tree
+
+
+def begin_alignment(
+    trees: Mapping[str, Tree],
+    decoder: Decoder,
+    key: Array,
+    *,
+    tolerance: float,
+    use_projection: bool,
+) -> Handover:
+    """From the end of MKA to the start of DA: drop noise, merge attention, basis, new module.
+
+    Args:
+      trees: `base` and `knowledge` at the end of MKA; `noise` may be there and is not looked at.
+      decoder: The decoder of the DA stage.
+      key: For the initial values of the alignment module.
+      tolerance: Singular values of A below this share of the largest are no direction.
+      use_projection: Whether the alignment starts inside the complement, as the projection of
+        its updates needs; a penalty or no constraint starts anywhere.
+
+    Returns:
+      The frozen trees, the alignment module and the basis it has to keep off.
+    """
+    knowledge = select(trees[KNOWLEDGE], FFN_PROJECTIONS)
+    attention = select(trees[KNOWLEDGE], ATTENTION_PROJECTIONS)
+    alignment = init_adapters(decoder, key)[ALIGNMENT]
+    basis = extend_basis(orthonormal_basis(knowledge, tolerance=tolerance), alignment)
+    return Handover(
+        base=fold_into(trees[BASE], attention, scale=decoder.adapters.scale),
+        knowledge=knowledge,
+        alignment=project_tree(alignment, basis) if use_projection else alignment,
+        basis=basis,
+    )
+
+
+def select(tree: Tree, projections: tuple[str, ...]) -> Tree:
+    """The part of an adapter tree that belongs to the named projections.
+
+    >>> select({"q_proj": {"lora_a": 1}, "up_proj": {"lora_a": 2}}, ("up_proj",))
+    {'up_proj': {'lora_a': 2}}
+    """
+    flat = flatten(tree)
+    return unflatten(
+        {path: leaf for path, leaf in flat.items() if path.split("/")[-2] in projections}
+    )
+
+
+def fold_into(base: Tree, adapter: Tree, *, scale: float) -> Tree:
+    """The base with an adapter tree merged into the kernels it adapts; see `fold_factors`."""
+    flat, factors = flatten(base), flatten(adapter)
+    for path in factors:
+        owner, _, leaf = path.rpartition("/")
+        if leaf == "lora_a":
+            flat[f"{owner}/kernel"] = fold_factors(
+                flat[f"{owner}/kernel"], factors[path], factors[f"{owner}/lora_b"], scale=scale
+            )
+    return unflatten(flat)

@@ -1,0 +1,172 @@
+"""One optimiser step of either stage, as a pure function to be jitted with shardings."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from medcare_jax.data.packing import Batch
+from medcare_jax.models.decoder import Decoder, output_matrix
+from medcare_jax.orthogonality import max_leak, overlap_penalty
+from medcare_jax.params import ALIGNMENT, KNOWLEDGE, Tree, merge
+from medcare_jax.settings import ConstraintSettings
+from medcare_jax.training.loss import next_tokens, summed_nll
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes or a checkpoint needs.
+
+    Attributes:
+      step: Optimiser steps done, int32.
+      learning: The adapter trees that learn, by component, float32.
+      optimizer: State of the optax chain.
+      basis: For each tree that learns under a constraint, its knowledge subspace; else empty.
+      key: Root of all randomness of the stage, uint32 key data. Never changes: step t uses
+        `fold_in(key, t)`.
+    """
+
+    step: Int[Array, ""]
+    learning: dict[str, Tree]
+    optimizer: optax.OptState
+    basis: dict[str, Tree]
+    key: Array
+
+
+class Metrics(NamedTuple):
+    """What a step measured, all float32 scalars.
+
+    Attributes:
+      loss: Mean negative log-likelihood of the batch's target tokens, nats.
+      penalty: Sum over projections of |A_K^T A_O|; 0 without the penalty.
+      grad_norm: Global norm of the gradient before clipping.
+      tokens: Number of tokens that are not padding.
+      targets: Number of target tokens.
+      leak: Largest ||Q^T A|| / ||A|| over constrained projections, after the step.
+    """
+
+    loss: Float[Array, ""]
+    penalty: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    tokens: Float[Array, ""]
+    targets: Float[Array, ""]
+    leak: Float[Array, ""]
+
+
+TrainStep = Callable[[TrainState, dict[str, Tree], Batch], tuple[TrainState, Metrics]]
+
+
+def make_state(
+    learning: dict[str, Tree],
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    basis: dict[str, Tree],
+) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        learning=learning,
+        optimizer=optimizer.init(learning),
+        basis=basis,
+        key=jax.random.key_data(key),
+    )
+
+
+def make_train_step(
+    decoder: Decoder,
+    optimizer: optax.GradientTransformationExtraArgs,
+    constraint: ConstraintSettings | None,
+    *,
+    accumulation: int,
+    loss_chunk: int,
+) -> TrainStep:
+    """The step `(state, frozen, batch) -> (state, metrics)`.
+
+    Gradients exist for `state.learning` only. The loss is the mean over the target tokens of
+    the whole batch, however many microbatches it is cut into.
+
+    Args:
+      decoder: The decoder with the stage's adapters.
+      optimizer: The stage's chain.
+      constraint: Whether the penalty is part of the loss; None in a stage without alignment.
+      accumulation: Microbatches per step; divides the batch's rows.
+      loss_chunk: Positions of a row whose logits exist at once.
+    """
+
+    def nll(learning: dict[str, Tree], frozen: dict[str, Tree], batch: Batch, key: Array) -> Array:
+        params = merge({**frozen, **learning})
+        rngs = {"dropout": key} if decoder.adapters.dropout > 0 else {}
+        hidden = decoder.apply(
+            {"params": params}, batch.tokens, batch.positions, batch.segments, rngs=rngs
+        )
+        targets = next_tokens(batch.tokens, batch.segments, batch.is_target)
+        return summed_nll(hidden, output_matrix(params), targets, chunk=loss_chunk)
+
+    def penalty(learning: dict[str, Tree], frozen: dict[str, Tree]) -> Array:
+        trees = {**frozen, **learning}
+        return overlap_penalty(trees[KNOWLEDGE], trees[ALIGNMENT])
+
+    def step(
+        state: TrainState, frozen: dict[str, Tree], batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        targets = jnp.sum(next_tokens(batch.tokens, batch.segments, batch.is_target).weights)
+        total, grads = accumulate(
+            lambda part, part_key: jax.value_and_grad(nll)(state.learning, frozen, part, part_key),
+            batch,
+            key,
+            accumulation,
+        )
+        share = 1.0 / jnp.maximum(targets, 1.0)
+        grads = jax.tree.map(lambda g: g * share, grads)
+        overlap = jnp.zeros((), jnp.float32)
+        if constraint is not None and constraint.use_penalty:
+            overlap, slope = jax.value_and_grad(penalty)(state.learning, frozen)
+            grads = jax.tree.map(lambda g, p: g + constraint.penalty_weight * p, grads, slope)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in Adam's step count
+            updates, optimizer_state = optimizer.update(
+                grads, state.optimizer, state.learning, basis=state.basis
+            )
+        learning = optax.apply_updates(state.learning, updates)
+        metrics = Metrics(
+            loss=total * share,
+            penalty=overlap,
+            grad_norm=optax.global_norm(grads),
+            tokens=jnp.sum(batch.segments > 0, dtype=jnp.float32),
+            targets=targets,
+            leak=max_leak(learning, state.basis) if state.basis else jnp.zeros((), jnp.float32),
+        )
+        return state._replace(
+            step=state.step + 1, learning=learning, optimizer=optimizer_state
+        ), metrics
+
+    return step
+
+
+def accumulate(
+    value_and_grad: Callable[[Batch, Array], tuple[Array, Tree]],
+    batch: Batch,
+    key: Array,
+    parts: int,
+) -> tuple[Array, Tree]:
+    """Sums values and gradients over microbatches, one after the other.
+
+    Microbatch i takes every parts-th row from i on, so that each device's rows stay its own.
+    """
+    if parts == 1:
+        return value_and_grad(batch, key)
+    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(value_and_grad, jax.tree.map(lambda x: x[0], cut), key),
+    )
+
+    def add(
+        total: tuple[Array, Tree], part: tuple[Batch, Array]
+    ) -> tuple[tuple[Array, Tree], None]:
+        return jax.tree.map(jnp.add, total, value_and_grad(*part)), None
+
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts))
+    return jax.lax.scan(add, zeros, (cut, keys))[0]

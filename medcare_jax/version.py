@@ -1,0 +1,3 @@
+"""The version of the package, read by the build and by everything that signs a file."""
+
+__version__ = "0.1.0"

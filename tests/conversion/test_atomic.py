@@ -1,0 +1,47 @@
+"""A folder is there whole or not at all."""
+
+import pathlib
+
+import pytest
+
+from medcare_jax.conversion.atomic import new_folder
+from medcare_jax.conversion.tensors import ConversionError
+
+
+def test_appears_with_everything_at_the_end(tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "deep" / "model"
+    with new_folder(target) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("x")
+        assert not target.exists()
+        assert folder.parent == target.parent
+    assert (target / "inner" / "file").read_text() == "x"
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_error_leaves_nothing(tmp_path: pathlib.Path, error: BaseException) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "model") as folder:
+            (folder / "file").write_text("x")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: pathlib.Path) -> None:
+    left = tmp_path / ".model.partial"
+    left.mkdir()
+    (left / "stale").write_text("x")
+    with new_folder(tmp_path / "model"):
+        pass
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_an_existing_target_is_refused_and_kept(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "kept").write_text("x")
+    with pytest.raises(ConversionError, match="exists; name another"), new_folder(tmp_path):
+        pass
+    assert (tmp_path / "kept").exists()

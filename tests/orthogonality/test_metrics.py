@@ -1,0 +1,110 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medcare_jax.orthogonality import (
+    effective_rank,
+    leak,
+    max_leak,
+    orthonormal_basis,
+    overlap_energy,
+    principal_cosines,
+    project_tree,
+    removed_share,
+)
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def lora(seed, *stack):
+    return {"lora_a": normal(seed, *stack, 9, 3), "lora_b": normal(seed + 50, *stack, 3, 5)}
+
+
+def test_leak_equals_float64_for_each_layer_and_both_sides():
+    tree, basis = lora(0, 2), orthonormal_basis(lora(1, 2), side="both")
+    actual = jax.jit(leak)(tree, basis)
+    a, b, qa, qb = (
+        np.asarray(x, np.float64)
+        for x in (tree["lora_a"], tree["lora_b"], basis["lora_a"], basis["lora_b"])
+    )
+    for layer in range(2):
+        expected = np.linalg.norm(qa[layer].T @ a[layer]) / np.linalg.norm(a[layer])
+        np.testing.assert_allclose(actual["lora_a"][layer], expected, rtol=1e-5)
+        expected = np.linalg.norm(b[layer] @ qb[layer]) / np.linalg.norm(b[layer])
+        np.testing.assert_allclose(actual["lora_b"][layer], expected, rtol=1e-5)
+    largest = max(float(values.max()) for values in actual.values())
+    assert float(jax.jit(max_leak)(tree, basis)) == pytest.approx(largest)
+
+
+def test_leak_of_nothing_is_zero_but_nan_stays_nan():
+    basis = orthonormal_basis(lora(1))
+    zero = {"lora_a": jnp.zeros((9, 3)), "lora_b": jnp.zeros((3, 5))}
+    assert float(max_leak(zero, basis)) == 0.0
+    assert list(leak(zero, basis)) == ["lora_a"]
+    assert float(max_leak(zero, jax.tree.map(lambda q: q[:, :0], basis))) == 0.0
+    assert bool(jnp.isnan(max_leak(jax.tree.map(lambda x: x + jnp.nan, zero), basis)))
+
+
+def test_leak_of_knowledge_itself_is_one_and_of_its_complement_zero():
+    knowledge = lora(1)
+    basis = orthonormal_basis(knowledge)
+    assert float(max_leak(knowledge, basis)) == pytest.approx(1.0, abs=1e-6)
+    assert float(max_leak(project_tree(lora(0), basis), basis)) < 3e-7
+
+
+def test_removed_share_is_what_the_projection_takes_from_the_whole_update():
+    updates, basis = lora(0), orthonormal_basis(lora(1))
+    energy = lambda tree: sum(float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(tree))
+    expected = 1.0 - energy(project_tree(updates, basis)) / energy(updates)
+    assert 0.05 < expected < 0.95
+    np.testing.assert_allclose(jax.jit(removed_share)(updates, basis), expected, rtol=1e-4)
+    assert float(removed_share(jax.tree.map(jnp.zeros_like, updates), basis)) == 0.0
+
+
+def test_principal_cosines_of_a_known_angle():
+    turn = lambda angle: jnp.array([[1.0, 0.0], [0.0, np.cos(angle)], [0.0, np.sin(angle)]])
+    cosines = principal_cosines({"lora_a": turn(0.0)}, {"lora_a": turn(0.3)})["lora_a"]
+    np.testing.assert_allclose(cosines, [1.0, np.cos(0.3)], rtol=1e-6)
+    assert float(cosines.max()) <= 1.0
+
+
+def test_principal_cosines_and_energy_of_stacks_with_missing_directions():
+    stack = jnp.stack([jnp.eye(6)[:, :3], jnp.eye(6)[:, :3].at[:, 2].set(0.0)])
+    other = jnp.stack([jnp.eye(6)[:, 2:4], jnp.eye(6)[:, 1:3]])
+    first, second = {"lora_a": stack, "lora_b": jnp.zeros((2, 4, 0))}, {"lora_a": other}
+    cosines = jax.jit(principal_cosines)(first, second)
+    assert list(cosines) == ["lora_a"]
+    assert cosines["lora_a"].tolist() == [[1.0, 0.0], [1.0, 0.0]]
+    assert overlap_energy(first, second)["lora_a"].tolist() == [0.5, 0.5]
+    assert overlap_energy(second, first)["lora_a"].tolist() == pytest.approx([1 / 3, 0.5])
+
+
+def test_random_subspaces_overlap_by_p_over_d():
+    first = orthonormal_basis({"lora_a": normal(0, 500, 20)})
+    second = orthonormal_basis({"lora_a": normal(1, 500, 30)})
+    assert float(overlap_energy(first, second)["lora_a"]) == pytest.approx(20 / 500, rel=0.2)
+    assert float(principal_cosines(first, second)["lora_a"][0]) < 0.45
+
+
+def test_effective_rank_of_what_is_left():
+    basis = {"lora_a": jnp.eye(5)[:, :2], "lora_b": jnp.zeros((4, 0))}
+    rank = lambda a: jax.jit(effective_rank)(
+        {"lora_a": jnp.asarray(a), "lora_b": jnp.ones((a.shape[-1], 4))}, basis
+    )
+    assert float(rank(np.eye(5, dtype=np.float32))["lora_a"]) == pytest.approx(3.0, rel=1e-5)
+    one_left = np.eye(5, 3, dtype=np.float32)
+    assert float(rank(one_left)["lora_a"]) == pytest.approx(1.0, rel=1e-5)
+    values = np.diag([9.0, 9.0, 3.0, 1.0, 0.0]).astype(np.float32)
+    expected = np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    assert float(rank(values)["lora_a"]) == pytest.approx(expected, rel=1e-5)
+    assert list(rank(values)) == ["lora_a"]
+
+
+def test_effective_rank_does_not_count_rounding():
+    knowledge = {"lora_a": normal(0, 40, 3)}
+    basis = orthonormal_basis(knowledge)
+    assert float(effective_rank(knowledge, basis)["lora_a"]) == 0.0
+    assert float(effective_rank({"lora_a": jnp.zeros((40, 3))}, basis)["lora_a"]) == 0.0

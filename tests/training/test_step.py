@@ -1,0 +1,306 @@
+"""The step against one written out: loss, gradient, constraint, dropout, mesh, and what it spares."""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from medcare_jax.data.packing import Batch
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, flatten, merge
+from medcare_jax.settings import MeshSettings
+from medcare_jax.sharding import batch_sharding, make_mesh, tree_shardings
+from medcare_jax.training.loop import jit_step
+from medcare_jax.training.stages import MKA
+from medcare_jax.training.step import accumulate
+from tests.training.cases import (
+    DA,
+    DA_OPEN,
+    RATES,
+    assert_trees_close,
+    gradient_of,
+    make_batch,
+    make_case,
+    plain_descent,
+    sequences,
+)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return make_batch(sequences())
+
+
+def is_label(batch):
+    """Where the token to come is a target, [b, t - 1]; by definition of the batch."""
+    same = batch.segments[:, 1:] == batch.segments[:, :-1]
+    return batch.is_target[:, 1:] & same & (batch.segments[:, 1:] > 0)
+
+
+def dense_losses(case, batch):
+    """A function of the learning trees: -log p of each next token, over whole logits."""
+
+    def losses(learning):
+        params = {"params": merge({**case.frozen, **learning})}
+        hidden = case.decoder.apply(params, batch.tokens, batch.positions, batch.segments)
+        logits = case.decoder.apply(params, hidden, method="unembed")[:, :-1]
+        scores = jax.nn.log_softmax(logits)
+        return -jnp.take_along_axis(scores, jnp.asarray(batch.tokens)[:, 1:, None], -1)[..., 0]
+
+    return losses
+
+
+@pytest.fixture(scope="module")
+def oracle(batch):
+    """Loss and gradient of MKA as the mean of the dense cross-entropy over target tokens."""
+    case = make_case()
+
+    def mean(learning):
+        return jnp.sum(dense_losses(case, batch)(learning) * is_label(batch)) / is_label(batch).sum()
+
+    return jax.jit(jax.value_and_grad(mean))(case.state.learning)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_loss_and_gradient_are_the_mean_over_targets_however_cut(batch, oracle, accumulation):
+    case = make_case(optimizer=plain_descent(), accumulation=accumulation)
+    state, (metrics,) = case.run(batch)
+    np.testing.assert_allclose(metrics.loss, oracle[0], rtol=1e-6)
+    np.testing.assert_allclose(metrics.grad_norm, optax.global_norm(oracle[1]), rtol=1e-5)
+    gradient = jax.tree.map(jnp.subtract, case.state.learning, state.learning)
+    assert_trees_close(gradient, oracle[1], rtol=2e-5, atol=2e-7)
+    assert metrics.targets == is_label(batch).sum()
+    assert metrics.tokens == (batch.segments > 0).sum()
+    assert state.step == 1
+
+
+def test_the_batch_tells_a_token_mean_from_a_mean_of_means(batch, oracle):
+    case = make_case()
+    losses = np.asarray(dense_losses(case, batch)(case.state.learning))
+    means = [losses[i::2][is_label(batch)[i::2]].mean() for i in range(2)]
+    assert abs(np.mean(means) - oracle[0]) > 1e-3
+    assert (batch.segments == 0).all(axis=1).any(), "one row should be padding only"
+
+
+def test_two_steps_are_clipping_and_adamw_by_hand(batch, oracle):
+    case = make_case()
+    state, metrics = case.run(batch, batch)
+    start, gradient = flatten(case.state.learning), flatten(oracle[1])
+    share = min(1.0, RATES.clip_norm / float(optax.global_norm(oracle[1])))
+    assert share < 1.0
+    for path, found in flatten(make_and_run_once(batch)).items():
+        g = np.asarray(gradient[path], np.float64) * share
+        p = np.asarray(start[path], np.float64)
+        mean, square = (1 - RATES.adam_b1) * g, (1 - RATES.adam_b2) * g**2
+        mean, square = mean / (1 - RATES.adam_b1), square / (1 - RATES.adam_b2)
+        update = mean / (np.sqrt(square) + 1e-8) + RATES.weight_decay * p
+        # Where the gradient is mere rounding, Adam makes a whole step of its sign.
+        is_clear = (np.abs(g) > 1e-6) | (g == 0)
+        assert is_clear.mean() > 0.95
+        expected = p - RATES.learning_rate * update
+        np.testing.assert_allclose(found[is_clear], expected[is_clear], rtol=0, atol=2e-6)
+    assert metrics[1].loss < metrics[0].loss
+    assert state.step == 2
+
+
+def make_and_run_once(batch):
+    """The learning trees after one step of AdamW."""
+    return make_case().run(batch)[0].learning
+
+
+def test_a_packed_batch_is_the_token_weighted_mean_of_its_sequences(batch):
+    case = make_case(optimizer=plain_descent())
+    step = jax.jit(case.step)
+    alone = []
+    for example in [example for row in sequences() for example in row]:
+        _, metrics = step(case.state, case.frozen, make_batch([[example], *[[]] * 7]))
+        alone.append((float(metrics.loss), float(metrics.targets)))
+    losses, targets = np.array(alone).T
+    _, metrics = step(case.state, case.frozen, batch)
+    assert len(losses) == 11
+    assert targets.sum() == metrics.targets
+    np.testing.assert_allclose(metrics.loss, np.average(losses, weights=targets), rtol=2e-6)
+
+
+def test_a_batch_without_a_target_changes_nothing():
+    case = make_case(optimizer=plain_descent())
+    state, (metrics,) = case.run(make_batch([[]] * 8))
+    assert (metrics.loss, metrics.grad_norm, metrics.targets) == (0, 0, 0)
+    assert digest(state.learning) == digest(case.state.learning)
+
+
+def test_only_the_alignment_learns_in_da(batch):
+    case = make_case(DA, kind="projection")
+    assert set(case.frozen) == {BASE, KNOWLEDGE}
+    before = digest(case.frozen[BASE]), digest(case.frozen[KNOWLEDGE])
+    state, metrics = case.run(batch, batch, batch)
+    assert (digest(case.frozen[BASE]), digest(case.frozen[KNOWLEDGE])) == before
+    assert set(state.learning) == {ALIGNMENT}
+    moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim]
+    assert len(moments) == 2 * len(jax.tree.leaves(state.learning[ALIGNMENT]))
+    assert all(np.any(x != y) for x, y in leaf_pairs(state.learning, case.state.learning))
+    assert max(m.leak for m in metrics) < 1e-6
+
+
+def leaf_pairs(first, second):
+    """Leaves of two trees side by side."""
+    return list(zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def test_without_freezing_the_knowledge_learns_too(batch):
+    case = make_case(DA_OPEN, kind="penalty")
+    assert set(case.frozen) == {BASE}
+    state, _ = case.run(batch)
+    assert set(state.learning) == {KNOWLEDGE, ALIGNMENT}
+    assert all(np.any(x != y) for x, y in leaf_pairs(state.learning, case.state.learning))
+
+
+def signs(trees):
+    """The slope of sum |A_K^T A_O| with respect to both A, from the formula."""
+    slopes = {}
+    knowledge, alignment = flatten(trees[KNOWLEDGE]), flatten(trees[ALIGNMENT])
+    for path in alignment:
+        a_k, a_o = np.asarray(knowledge[path]), np.asarray(alignment[path])
+        is_a = path.endswith("lora_a")
+        sign = np.sign(np.swapaxes(a_k, -1, -2) @ a_o) if is_a else 0
+        slopes[f"{ALIGNMENT}/{path}"] = a_k @ sign if is_a else np.zeros_like(a_o)
+        slopes[f"{KNOWLEDGE}/{path}"] = (
+            a_o @ np.swapaxes(sign, -1, -2) if is_a else np.zeros_like(a_k)
+        )
+    return slopes
+
+
+def test_the_penalty_has_a_gradient_and_it_is_the_sign_formula(batch):
+    weight = 0.7
+    nll = make_case(DA_OPEN, optimizer=plain_descent())
+    case = make_case(DA_OPEN, kind="penalty", penalty_weight=weight, optimizer=plain_descent())
+    found = flatten(jax.tree.map(jnp.subtract, gradient_of(case, batch), gradient_of(nll, batch)))
+    for path, slope in signs(case.state.learning).items():
+        np.testing.assert_allclose(found[path], weight * slope, atol=2e-5)
+        assert path.endswith("lora_b") or np.abs(found[path]).max() > 0.1
+
+
+def test_the_penalty_and_its_gradient_are_in_the_metrics(batch):
+    quiet = make_case(DA).run(batch)[1][0]
+    case = make_case(DA, kind="penalty", penalty_weight=0.7, optimizer=plain_descent())
+    state, (metrics,) = case.run(batch)
+    knowledge, alignment = (flatten(x) for x in (case.frozen[KNOWLEDGE], case.state.learning[ALIGNMENT]))
+    pairs = [(knowledge[p], alignment[p]) for p in alignment if p.endswith("lora_a")]
+    expected = sum(np.abs(np.swapaxes(k, -1, -2) @ np.asarray(o)).sum() for k, o in pairs)
+    np.testing.assert_allclose(metrics.penalty, expected, rtol=1e-5)
+    gradient = jax.tree.map(jnp.subtract, case.state.learning, state.learning)
+    np.testing.assert_allclose(metrics.grad_norm, optax.global_norm(gradient), rtol=1e-4)
+    assert metrics.grad_norm > 1.1 * quiet.grad_norm
+    assert metrics.loss == quiet.loss, "the loss is the likelihood alone"
+    assert quiet.penalty == 0
+    assert quiet.leak > 0.1
+
+
+def test_dropout_follows_key_and_step_alone(batch):
+    case = make_case(dropout=0.25, optimizer=plain_descent())
+    step = jax.jit(case.step)
+    loss = lambda state: float(step(state, case.frozen, batch)[1].loss)
+    later = case.state._replace(step=case.state.step + 1)
+    other = case.state._replace(key=jax.random.key_data(jax.random.key(10)))
+    assert loss(case.state) == loss(case.state)
+    assert loss(later) == loss(later)
+    assert len({loss(case.state), loss(later), loss(other)}) == 3
+
+
+def test_without_dropout_step_and_key_do_not_matter(batch, oracle):
+    case = make_case(optimizer=plain_descent())
+    other = case.state._replace(step=case.state.step + 3, key=case.state.key + np.uint32(1))
+    _, (metrics,) = case._replace(state=other).run(batch)
+    np.testing.assert_allclose(metrics.loss, oracle[0], rtol=1e-6)
+
+
+def test_microbatches_take_every_so_manieth_row_and_a_key_each():
+    rows = np.arange(8, dtype=np.int32)[:, None]
+    seen = []
+
+    def value_and_grad(part, key):
+        jax.debug.callback(lambda x, k: seen.append((x.tolist(), k)), part.tokens[:, 0], jax.random.uniform(key))
+        total = jnp.sum(part.tokens).astype(jnp.float32)
+        return total, {"a": total * 2}
+
+    total, gradient = accumulate(value_and_grad, Batch(*[rows] * 4), jax.random.key(0), 2)
+    jax.effects_barrier()
+    assert (total, gradient["a"]) == (28, 56)
+    assert [x for x, _ in seen] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert seen[0][1] != seen[1][1]
+
+
+@pytest.fixture(scope="module")
+def alone(batch):
+    """Losses and adapters of ten MKA steps on one device."""
+    return ten_steps(batch, 1, 1, 1)
+
+
+def ten_steps(batch, data, fsdp, tensor):
+    """Losses and adapters of ten MKA steps on a mesh of the first devices."""
+    mesh = make_mesh(MeshSettings(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
+    case = make_case()
+    with jax.set_mesh(mesh):
+        places = tree_shardings(mesh, case.state), tree_shardings(mesh, case.frozen)
+        state, frozen = jax.device_put((case.state, case.frozen), places)
+        step = jit_step(case.step, *places, mesh)
+        batch = jax.device_put(Batch(*map(jnp.asarray, batch)), batch_sharding(mesh))
+        losses = []
+        for _ in range(10):
+            state, metrics = step(state, frozen, batch)
+            losses.append(float(metrics.loss))
+    return np.array(losses), state.learning
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)])
+def test_ten_steps_on_eight_devices_are_those_of_one(batch, alone, mesh):
+    losses, adapters = ten_steps(batch, *mesh)
+    np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
+    assert losses[-1] < 0.8 * losses[0]
+    assert not jax.tree.leaves(adapters)[0].sharding.is_fully_replicated
+    for path, leaf in flatten(adapters).items():
+        expected = np.asarray(flatten(alone[1])[path])
+        gap = np.linalg.norm(np.asarray(leaf) - expected) / np.linalg.norm(expected)
+        assert gap < 1e-5, path
+
+
+def weight_shaped_products(function, *arguments):
+    """How many products of a program have the shape of a base kernel, either way round."""
+    kernels = {tuple(sorted(x.shape[-2:])) for p, x in flatten(make_case().frozen[BASE]).items()
+               if p.endswith(("_proj/kernel", "lm_head/kernel"))}
+    values = equations(jax.make_jaxpr(function)(*arguments).jaxpr)
+    shapes = [e.outvars[0].aval.shape for e in values if e.primitive.name == "dot_general"]
+    return sum(tuple(sorted(shape)) in kernels for shape in shapes)
+
+
+def equations(jaxpr):
+    """All equations of a program, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(getattr(inner, "jaxpr", inner))
+
+
+def test_no_gradient_of_a_base_weight_is_computed(batch):
+    case = make_case()
+
+    def everything(trees):
+        losses = dense_losses(case._replace(frozen={}), batch)(trees)
+        return jnp.sum(losses * is_label(batch))
+
+    trees = {**case.frozen, **case.state.learning}
+    assert weight_shaped_products(case.step, case.state, case.frozen, batch) == 0
+    assert weight_shaped_products(jax.grad(everything), trees) == 8  # seven projections, the head
+
+
+def test_the_state_is_donated_and_the_frozen_trees_are_not(batch):
+    mesh = make_mesh(MeshSettings(1, 1, 1), jax.devices()[:1])
+    case = make_case(MKA)
+    with jax.set_mesh(mesh):
+        places = tree_shardings(mesh, case.state), tree_shardings(mesh, case.frozen)
+        state, frozen = jax.device_put((case.state, case.frozen), places)
+        jit_step(case.step, *places, mesh)(state, frozen, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.learning, state.optimizer)))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
+    assert set(state.learning) == {KNOWLEDGE, NOISE}
