@@ -45,4 +45,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.da.learning_rate = 2e-3
     config.checkpoint.every_steps = 2
     config.evaluation.max_new_tokens = 8
+    config.export.dtype = "float32"
     return config

@@ -199,7 +199,7 @@ class StageSettings:
             raise SettingsError(f"warmup_share = {self.warmup_share}; must be in [0, 1]")
         if self.weights and len(self.weights) != len(self.files):
             raise SettingsError(
-                f"{len(self.weights)} weights for {len(self.files)} files; give one for each"
+                f"weights has {len(self.weights)} entries for {len(self.files)} files; one for each"
             )
 
 

@@ -79,8 +79,8 @@ def spec_for(path: str, shape: tuple[int, ...]) -> P:
     Raises:
       ShardingError: No rule or several match, or the rule has more axes than the leaf.
 
-    >>> spec_for("model/layers/mlp/up_proj/kernel", (24, 64, 160))
-    PartitionSpec(None, 'fsdp', 'tensor')
+    >>> tuple(spec_for("model/layers/mlp/up_proj/kernel", (24, 64, 160)))
+    (None, 'fsdp', 'tensor')
     """
     found = [(rule, spec) for rule, spec in RULES if re.search(rf"(^|/){rule}$", path)]
     if len(found) != 1:

@@ -1,7 +1,6 @@
 """Weights in and out: Hugging Face and GGUF bases, the authors' checkpoints, PEFT adapters."""
 
 from medcare_jax.conversion.embedded import find_embedded_model
-from medcare_jax.conversion.folding import fold
 from medcare_jax.conversion.huggingface import (
     load_base,
     load_generation_config,
@@ -11,6 +10,7 @@ from medcare_jax.conversion.huggingface import (
 from medcare_jax.conversion.peft import load_peft, save_peft
 from medcare_jax.conversion.reference import RoutersMissingError, load_reference, save_reference
 from medcare_jax.conversion.tensors import ConversionError
+from medcare_jax.models.folding import fold
 
 __all__ = [
     "ConversionError",

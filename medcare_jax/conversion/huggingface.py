@@ -16,7 +16,14 @@ from medcare_jax import params as trees
 from medcare_jax.conversion import gguf, rules, safetensors
 from medcare_jax.conversion.atomic import new_folder
 from medcare_jax.conversion.gguf_tokenizer import load_gguf_tokenizer
-from medcare_jax.conversion.tensors import DTYPES, ConversionError, LazyTensor, cast, from_array
+from medcare_jax.conversion.tensors import (
+    DTYPES,
+    ConversionError,
+    LazyTensor,
+    cast,
+    contiguous,
+    from_array,
+)
 from medcare_jax.models.families import DecoderSettings, decoder_settings, huggingface_config
 
 if TYPE_CHECKING:
@@ -200,9 +207,9 @@ def _export_tensors(
 def _place(tensor: LazyTensor, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """The tensor's values on devices."""
     if sharding is None:
-        return jnp.asarray(tensor[...])
+        return jnp.asarray(contiguous(tensor[...]))
     return jax.make_array_from_callback(
-        tensor.shape, sharding, lambda index: tensor[index], dtype=tensor.dtype
+        tensor.shape, sharding, lambda index: contiguous(tensor[index]), dtype=tensor.dtype
     )
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from medcare_jax import params as trees
 from medcare_jax.conversion import rules, safetensors
 from medcare_jax.conversion.atomic import new_folder
-from medcare_jax.conversion.folding import joined
 from medcare_jax.conversion.rules import Op, Rule
 from medcare_jax.conversion.tensors import ConversionError, cast, from_array
 from medcare_jax.models.families import DecoderSettings
+from medcare_jax.models.folding import joined
 from medcare_jax.settings import AdapterSettings
 
 CONFIG_NAME = "adapter_config.json"

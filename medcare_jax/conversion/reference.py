@@ -27,6 +27,7 @@ from medcare_jax.conversion.tensors import (
     LazyTensor,
     cast,
     concatenate,
+    contiguous,
     from_array,
     separate,
 )
@@ -37,6 +38,8 @@ from medcare_jax.settings import AdapterSettings
 BIN_NAME = "non_lora_trainables.bin"
 Layout = Literal["final", "mid-run"]
 
+# Fields of config.json, absent in some folders, and the values that our arithmetic honours.
+_SUPPORTED = {"share_expert": True, "wrap_attn_orth": False, "expert_selection": "top_k"}
 _ROUTER = ".switch."
 _NOISE_TENSOR = re.compile(r".*\.(switch|experts)\..*")
 
@@ -250,9 +253,10 @@ def _read_settings(folder: pathlib.Path) -> AdapterSettings:
         for name in ("num_experts", "num_experts_per_token", "num_share_experts")
         if name not in config
     ]
+    expected = _SUPPORTED | {"use_rslora": lora.use_rslora}
     wrong = [
         f"{name} = {config[name]!r} (supported: {allowed!r})"
-        for name, allowed in {"share_expert": True, "wrap_attn_orth": False}.items()
+        for name, allowed in expected.items()
         if config.get(name, allowed) != allowed
     ]
     wrong += [
@@ -327,8 +331,7 @@ def _save_bin(path: pathlib.Path, tensors: Mapping[str, LazyTensor]) -> None:
     import torch
 
     content = {
-        name: torch.from_numpy(np.array(tensor[...], order="C"))
-        for name, tensor in tensors.items()
+        name: torch.from_numpy(contiguous(tensor[...]).copy()) for name, tensor in tensors.items()
     }
     torch.save(content, path)
 

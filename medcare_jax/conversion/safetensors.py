@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from medcare_jax.conversion.tensors import ConversionError, Index, LazyTensor
+from medcare_jax.conversion.tensors import ConversionError, Index, LazyTensor, contiguous
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -104,7 +104,7 @@ def write_file(path: pathlib.Path, tensors: Mapping[str, LazyTensor]) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            values = np.ascontiguousarray(tensors[name][...])
+            values = contiguous(tensors[name][...])
             file.write(values.reshape(-1).view(np.uint8).data)
 
 

@@ -1,0 +1,1 @@
+"""From files of dialogues to the batches of a run."""

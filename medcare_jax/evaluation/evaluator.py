@@ -145,7 +145,8 @@ def _score_writings(
     rows = sampler.generate(prompts, max_new_tokens=max_new_tokens, batch=batch, on_done=on_done)
     scored = []
     for i, row in zip(kept, rows, strict=True):
-        item, output = items[i], str(model.tokenizer.decode(row))
+        item = items[i]
+        output = str(model.tokenizer.decode(row, clean_up_tokenization_spaces=False))
         parsed = parse_diagnoses(output, item.form)
         gold = parse_diagnoses(item.gold, item.form)
         outcomes = {"exact_match": int(parsed == gold), "valid_format": int(parsed is not None)}

@@ -161,7 +161,7 @@ def _change_cell(change: Change) -> str:
     """A difference, its p-value, and its verdict as colour."""
     return (
         f'<td class="number change {change.verdict}"><strong>{points(change.delta)}</strong>'
-        f"<small>{p_value(change.p_value)}</small></td>"
+        f"<small>{_text(p_value(change.p_value))}</small></td>"
     )
 
 

@@ -48,7 +48,7 @@ def write_report(workdir: str | Path, content: RunReport) -> tuple[Path, Path]:
 def markdown(content: RunReport) -> str:
     """The report as Markdown: findings, scores, stages, data, settings, digests, versions."""
     rows = compare(content.scores)
-    parts = [f"# {content.title}", f"Base model: {_code(content.base)}"]
+    parts = [f"# {_escape(content.title)}", f"Base model: {_code(content.base)}"]
     if content.export:
         parts.append(f"Exported model: {_code(content.export)}")
     parts += ["## What the numbers say", _said(rows)]

@@ -1,4 +1,4 @@
-"""Few compiled shapes for rows of many lengths: buckets, batches within one, and padding."""
+"""Few compiled shapes for rows of many lengths: buckets, batches of similar rows, padding."""
 
 from collections.abc import Iterator, Sequence
 
@@ -29,18 +29,17 @@ def bucket_length(length: int, *, minimum: int = 16) -> int:
 
 
 def length_batches(lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
-    """Indices of up to `batch` rows that share a length bucket, the shortest first.
+    """Indices of `batch` rows of similar length each, the shortest first.
+
+    Only the last batch may have fewer: an unfilled batch costs as much as a full one, more than
+    a few rows in a bucket too wide for them.
 
     Examples:
       >>> list(length_batches([3, 40, 5, 7], 2))
-      [[0, 2], [3], [1]]
+      [[0, 2], [3, 1]]
     """
-    by_bucket: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_bucket.setdefault(bucket_length(length), []).append(index)
-    for bucket in sorted(by_bucket):
-        rows = by_bucket[bucket]
-        yield from (rows[i : i + batch] for i in range(0, len(rows), batch))
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return (by_length[i : i + batch] for i in range(0, len(lengths), batch))
 
 
 def pad_right(

@@ -66,7 +66,9 @@ class NoiseAggregator(nn.Module):
         init = uniform_fan_in(width)
         kernel = self.param("router_kernel", init, (width, experts))
         bias = self.param("router_bias", init, (experts,))
-        logits = x.astype(jnp.float32) @ kernel + jnp.expand_dims(bias, (0, 1))
+        # An accelerator's quick product would send tokens to other experts than float32 does.
+        logits = jnp.matmul(x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
+        logits = logits + jnp.expand_dims(bias, (0, 1))
         self.sow("intermediates", "router_logits", logits)
         gates = route(logits, self.settings.experts_per_token)
         return Factors(

@@ -65,8 +65,10 @@ def attend(q: Queries, k: Keys, v: Keys, mask: AttentionMask, *, implementation:
 
 def rope_frequencies(settings: DecoderSettings) -> Float[Array, " h/2"]:
     """Angle per position of each pair of head dimensions, radians, float32."""
-    exponents = jnp.arange(0, settings.head_dim, 2, dtype=jnp.float32) / settings.head_dim
-    frequencies = 1.0 / settings.rope_theta**exponents
+    # Outside the compiled program, whose power function rounds in another way than PyTorch's.
+    with jax.ensure_compile_time_eval():
+        exponents = jnp.arange(0, settings.head_dim, 2, dtype=jnp.float32) / settings.head_dim
+        frequencies = 1.0 / settings.rope_theta**exponents
     scaling = settings.rope_scaling
     if scaling is None:
         return frequencies

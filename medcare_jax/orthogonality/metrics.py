@@ -157,8 +157,8 @@ def _energy(matrix: Float[Array, "... d r"]) -> Float[Array, "..."]:
 
 
 def _share(part: Array, whole: Array) -> Array:
-    """The ratio, 0 where the whole is 0; NaN stays NaN."""
-    return jnp.where(whole == 0.0, 0.0, part / jnp.where(whole == 0.0, 1.0, whole))
+    """The ratio of a part to its whole, 0 where both are 0; NaN stays NaN."""
+    return part / jnp.where(whole == 0.0, 1.0, whole)
 
 
 def _entropy_rank(values: Float[Array, "... r"]) -> Float[Array, "..."]:

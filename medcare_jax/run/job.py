@@ -57,11 +57,11 @@ def run_job(settings: Settings, workdir: pathlib.Path, display: Display) -> None
     with hold(workdir):
         mesh = make_mesh(settings.mesh)
         with jax.set_mesh(mesh):
-            Job(_open_run(settings, workdir, display, mesh)).run_all()
+            Job(open_run(settings, workdir, display, mesh)).run_all()
 
 
-def _open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: Mesh) -> Run:
-    """Reads base and data, and writes down what was asked for and found."""
+def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: Mesh) -> Run:
+    """Reads base and data onto a mesh, which must be set, and writes down what was found."""
     display.headline("base and data")
     base = load(settings.base, mesh, seed=settings.seed)
     display.line(f"base: {base.name}, {base.settings.num_layers} layers")

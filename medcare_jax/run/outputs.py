@@ -6,11 +6,11 @@ import shutil
 from typing import Any
 
 from medcare_jax import distributed
-from medcare_jax.conversion.folding import fold
 from medcare_jax.conversion.huggingface import save_huggingface
 from medcare_jax.evaluation.evaluator import evaluate
 from medcare_jax.evaluation.report import RunReport, StageCurve, write_report
 from medcare_jax.models.aggregators import Components
+from medcare_jax.models.folding import fold
 from medcare_jax.params import Tree, digest, merge
 from medcare_jax.run.context import Run
 from medcare_jax.run.data import RunData
@@ -19,6 +19,7 @@ from medcare_jax.run.model_card import model_card
 from medcare_jax.run.workdir import read_json, write_json
 from medcare_jax.settings import DTYPES
 from medcare_jax.training.history import read_history
+from medcare_jax.training.loop import StoppedEarly
 from medcare_jax.version import __version__
 
 STAGE_NAMES = {"mka": "MKA: knowledge aggregation", "da": "DA: downstream alignment"}
@@ -61,6 +62,8 @@ def score(run: Run, name: str, components: Components, trees: dict[str, Tree]) -
             nonlocal done
             done += items
             bar.update(done, {})
+            if distributed.must_stop():
+                raise StoppedEarly(f"stopped while scoring {name}; what was finished is kept")
 
         scores = evaluate(
             run.decoder(components),

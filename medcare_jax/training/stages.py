@@ -7,9 +7,11 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -22,9 +24,19 @@ from medcare_jax.models.aggregators import (
     Components,
 )
 from medcare_jax.models.decoder import Decoder
-from medcare_jax.models.lora import fold_factors
+from medcare_jax.models.folding import fold
 from medcare_jax.orthogonality import extend_basis, orthonormal_basis, project_tree
-from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree, flatten, split, unflatten
+from medcare_jax.params import (
+    ALIGNMENT,
+    BASE,
+    KNOWLEDGE,
+    NOISE,
+    Tree,
+    flatten,
+    merge,
+    split,
+    unflatten,
+)
 from medcare_jax.settings import AdapterSettings, ConstraintSettings
 
 
@@ -55,10 +67,11 @@ def alignment_stage(adapters: AdapterSettings, constraint: ConstraintSettings) -
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_adapters(decoder: Decoder, key: Array) -> dict[str, Tree]:
     """Fresh adapter trees of a decoder: A uniform in ±1/sqrt(in), B zero, all float32.
 
-    Under `jit` no base weight is ever made: nothing of the result depends on one.
+    Compiled, so no base weight is ever made: nothing of the result depends on one.
     """
     tokens = jnp.zeros((1, 1), jnp.int32)
     trees = split(decoder.init(key, tokens, tokens, tokens + 1)["params"])
@@ -107,7 +120,7 @@ def begin_alignment(
     alignment = init_adapters(decoder, key)[ALIGNMENT]
     basis = extend_basis(orthonormal_basis(knowledge, tolerance=tolerance), alignment)
     return Handover(
-        base=fold_into(trees[BASE], attention, scale=decoder.adapters.scale),
+        base=fold(merge({BASE: trees[BASE], KNOWLEDGE: attention}), decoder.adapters),
         knowledge=knowledge,
         alignment=project_tree(alignment, basis) if use_projection else alignment,
         basis=basis,
@@ -124,15 +137,3 @@ def select(tree: Tree, projections: tuple[str, ...]) -> Tree:
     return unflatten(
         {path: leaf for path, leaf in flat.items() if path.split("/")[-2] in projections}
     )
-
-
-def fold_into(base: Tree, adapter: Tree, *, scale: float) -> Tree:
-    """The base with an adapter tree merged into the kernels it adapts; see `fold_factors`."""
-    flat, factors = flatten(base), flatten(adapter)
-    for path in factors:
-        owner, _, leaf = path.rpartition("/")
-        if leaf == "lora_a":
-            flat[f"{owner}/kernel"] = fold_factors(
-                flat[f"{owner}/kernel"], factors[path], factors[f"{owner}/lora_b"], scale=scale
-            )
-    return unflatten(flat)

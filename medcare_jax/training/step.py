@@ -133,7 +133,7 @@ def make_train_step(
         metrics = Metrics(
             loss=total * share,
             penalty=overlap,
-            grad_norm=optax.global_norm(grads),
+            grad_norm=optax.tree.norm(grads),
             tokens=jnp.sum(batch.segments > 0, dtype=jnp.float32),
             targets=targets,
             leak=max_leak(learning, state.basis) if state.basis else jnp.zeros((), jnp.float32),

@@ -12,6 +12,7 @@ from medcare_jax.conversion.tensors import (
     LazyTensor,
     cast,
     concatenate,
+    contiguous,
     from_array,
     separate,
     stack,
@@ -66,6 +67,14 @@ def test_a_block_of_a_stack_reads_only_its_layers() -> None:
     np.testing.assert_array_equal(tensor[1:2, 0:3], WHOLE[1:2, 0:3])
     np.testing.assert_array_equal(unstack(tensor)[2][...], WHOLE[2])
     assert read == [1, 2]
+
+
+def test_wide_transposed_blocks_are_copied_whole() -> None:
+    wide = np.random.default_rng(0).standard_normal((301, 3)).T
+    assert not wide.flags.c_contiguous
+    np.testing.assert_array_equal(contiguous(wide), wide)
+    assert contiguous(wide).flags.c_contiguous
+    np.testing.assert_array_equal(stack([from_array(wide)] * 2)[...], np.stack([wide, wide]))
 
 
 def test_cast_rounds_once_to_nearest_even() -> None:

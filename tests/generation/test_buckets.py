@@ -19,12 +19,12 @@ def test_buckets_are_few():
 
 
 @given(st.lists(st.integers(1, 200), max_size=40), st.integers(1, 5))
-def test_every_row_is_in_one_batch_of_its_bucket(lengths, batch):
+def test_batches_are_full_and_ordered_by_length(lengths, batch):
     batches = list(length_batches(lengths, batch))
+    assert [len(rows) for rows in batches[:-1]] == [batch] * (len(batches) - 1)
     assert sorted(i for rows in batches for i in rows) == list(range(len(lengths)))
-    for rows in batches:
-        assert 1 <= len(rows) <= batch
-        assert len({bucket_length(lengths[i]) for i in rows}) == 1
+    ordered = [lengths[i] for rows in batches for i in rows]
+    assert ordered == sorted(lengths)
 
 
 def test_padding_is_on_the_right_and_missing_rows_have_one_token():

@@ -1,4 +1,4 @@
-"""The decoder against transformers, against itself cut up in other ways, and as a literal."""
+"""The decoder against transformers, and against itself cut up in other ways."""
 
 import dataclasses
 import functools
@@ -12,7 +12,6 @@ from jax.extend.core import jaxprs_in_params
 from medcare_jax import params as trees
 from medcare_jax.models.aggregators import (
     DA_ATTENTION_COMPONENTS,
-    DA_COMPONENTS,
     MKA_COMPONENTS,
     NO_ADAPTERS,
     Components,
@@ -20,7 +19,7 @@ from medcare_jax.models.aggregators import (
 from medcare_jax.models.attention import make_cache
 from medcare_jax.models.decoder import output_matrix
 from medcare_jax.models.families import huggingface_config
-from medcare_jax.params import KNOWLEDGE, NOISE
+from medcare_jax.params import KNOWLEDGE
 from tests.helpers import (
     BFLOAT16,
     FLOAT32,
@@ -28,7 +27,6 @@ from tests.helpers import (
     ROWS,
     TINY,
     Inputs,
-    abstract_params,
     huggingface_weights,
     outputs_of,
     outputs_of_twin,
@@ -74,7 +72,7 @@ def test_a_decoder_with_fresh_adapters_is_the_base_bit_for_bit(compute):
     inputs = random_inputs()
     base = tiny_decoder("qwen2", NO_ADAPTERS, compute)
     expected = outputs_of(base, with_base_in(random_params(base), compute.dtype), inputs)
-    for components in (MKA_COMPONENTS, DA_COMPONENTS, DA_ATTENTION_COMPONENTS):
+    for components in (MKA_COMPONENTS, DA_ATTENTION_COMPONENTS):
         decoder = tiny_decoder("qwen2", components, compute)
         params = random_params(decoder)
         fresh = trees.split(with_zero_b(params)) | {"base": random_params(base)}
@@ -140,7 +138,7 @@ def extend(decoder, params, inputs, cache):
     return decoder.apply({"params": params}, *inputs, cache)
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_prefill_and_single_steps_equal_the_whole_row(family):
     decoder = tiny_decoder(family, MKA_COMPONENTS if family == "qwen2" else NO_ADAPTERS)
     params, inputs = random_params(decoder), random_inputs()
@@ -183,7 +181,7 @@ def test_what_the_backward_pass_recomputes_does_not_change_gradients():
     gradients = {}
     for remat in ("none", "full", "dots"):
         compute = dataclasses.replace(FLOAT32, remat=remat)
-        decoder = tiny_decoder("qwen2", Components(ffn=(KNOWLEDGE, NOISE)), compute)
+        decoder = tiny_decoder("qwen2", Components(ffn=(KNOWLEDGE,)), compute)
         parts = trees.split(random_params(decoder))
         base = {"base": parts.pop("base")}
         gradients[remat] = jax.jit(jax.grad(loss_of(decoder, random_inputs())))(parts, base)
@@ -270,6 +268,27 @@ def test_dropout_is_on_only_with_an_rng(adapted, whole):
     assert np.abs(one - whole.hidden).max() > 0.01
 
 
+def test_every_layer_has_dropout_masks_of_its_own():
+    """Equal layers that add next to nothing add the same, unless their masks differ."""
+    decoder = tiny_decoder("qwen2", Components(attention=(KNOWLEDGE,)))
+    flat = trees.flatten(random_params(decoder))
+    for path in [path for path in flat if path.startswith("model/layers/")]:
+        silent = "/mlp/" in path or path.endswith(("o_proj/kernel", "lora_b"))
+        factor = 1e-3 if path.endswith("o_proj/knowledge/lora_b") else 0.0 if silent else 1.0
+        flat[path] = factor * jnp.broadcast_to(flat[path][:1], flat[path].shape)
+
+    @jax.jit
+    def added(rngs):
+        variables = {"params": trees.unflatten(flat)}
+        _, sown = decoder.apply(variables, *random_inputs(), rngs=rngs, mutable=["intermediates"])
+        return jnp.diff(sown["intermediates"]["model"]["layers"]["hidden"][0], axis=0)
+
+    first, second = added({})
+    assert np.abs(first - second).max() < 0.05 * np.abs(first).max()
+    first, second = added({"dropout": jax.random.key(0)})
+    assert np.abs(first - second).max() > 0.5 * np.abs(first).max()
+
+
 def test_router_logits_of_every_layer_are_sown(adapted):
     decoder, params = adapted
     _, sown = jax.eval_shape(
@@ -278,109 +297,3 @@ def test_router_logits_of_every_layer_are_sown(adapted):
     ffn = sown["intermediates"]["model"]["layers"]["mlp"]
     for name in ("gate_proj", "up_proj", "down_proj"):
         assert ffn[name]["noise"]["router_logits"][0].shape == (3, ROWS, LENGTH, 7)
-
-
-def shapes_of(decoder) -> dict[str, tuple[int, ...]]:
-    """Every leaf's shape by path; all are float32."""
-    flat = trees.flatten(abstract_params(decoder))
-    assert {leaf.dtype for leaf in flat.values()} == {jnp.dtype("float32")}
-    return {path: leaf.shape for path, leaf in flat.items()}
-
-
-BASE_TREE = {
-    "lm_head/kernel": (20, 98),
-    "model/embed_tokens/embedding": (98, 20),
-    "model/layers/input_layernorm/scale": (3, 20),
-    "model/layers/mlp/down_proj/kernel": (3, 36, 20),
-    "model/layers/mlp/gate_proj/kernel": (3, 20, 36),
-    "model/layers/mlp/up_proj/kernel": (3, 20, 36),
-    "model/layers/post_attention_layernorm/scale": (3, 20),
-    "model/layers/self_attn/k_proj/bias": (3, 12),
-    "model/layers/self_attn/k_proj/kernel": (3, 20, 12),
-    "model/layers/self_attn/o_proj/kernel": (3, 24, 20),
-    "model/layers/self_attn/q_proj/bias": (3, 24),
-    "model/layers/self_attn/q_proj/kernel": (3, 20, 24),
-    "model/layers/self_attn/v_proj/bias": (3, 12),
-    "model/layers/self_attn/v_proj/kernel": (3, 20, 12),
-    "model/norm/scale": (20,),
-}
-BIASES = {path for path in BASE_TREE if path.endswith("bias")}
-MKA_TREE = {
-    "model/layers/mlp/down_proj/knowledge/lora_a": (3, 36, 10),
-    "model/layers/mlp/down_proj/knowledge/lora_b": (3, 10, 20),
-    "model/layers/mlp/down_proj/noise/lora_a": (3, 36, 35),
-    "model/layers/mlp/down_proj/noise/lora_b": (3, 35, 20),
-    "model/layers/mlp/down_proj/noise/router_bias": (3, 7),
-    "model/layers/mlp/down_proj/noise/router_kernel": (3, 36, 7),
-    "model/layers/mlp/gate_proj/knowledge/lora_a": (3, 20, 10),
-    "model/layers/mlp/gate_proj/knowledge/lora_b": (3, 10, 36),
-    "model/layers/mlp/gate_proj/noise/lora_a": (3, 20, 35),
-    "model/layers/mlp/gate_proj/noise/lora_b": (3, 35, 36),
-    "model/layers/mlp/gate_proj/noise/router_bias": (3, 7),
-    "model/layers/mlp/gate_proj/noise/router_kernel": (3, 20, 7),
-    "model/layers/mlp/up_proj/knowledge/lora_a": (3, 20, 10),
-    "model/layers/mlp/up_proj/knowledge/lora_b": (3, 10, 36),
-    "model/layers/mlp/up_proj/noise/lora_a": (3, 20, 35),
-    "model/layers/mlp/up_proj/noise/lora_b": (3, 35, 36),
-    "model/layers/mlp/up_proj/noise/router_bias": (3, 7),
-    "model/layers/mlp/up_proj/noise/router_kernel": (3, 20, 7),
-    "model/layers/self_attn/k_proj/knowledge/lora_a": (3, 20, 5),
-    "model/layers/self_attn/k_proj/knowledge/lora_b": (3, 5, 12),
-    "model/layers/self_attn/o_proj/knowledge/lora_a": (3, 24, 5),
-    "model/layers/self_attn/o_proj/knowledge/lora_b": (3, 5, 20),
-    "model/layers/self_attn/q_proj/knowledge/lora_a": (3, 20, 5),
-    "model/layers/self_attn/q_proj/knowledge/lora_b": (3, 5, 24),
-    "model/layers/self_attn/v_proj/knowledge/lora_a": (3, 20, 5),
-    "model/layers/self_attn/v_proj/knowledge/lora_b": (3, 5, 12),
-}
-DA_TREE = {
-    "model/layers/mlp/down_proj/alignment/lora_a": (3, 36, 10),
-    "model/layers/mlp/down_proj/alignment/lora_b": (3, 10, 20),
-    "model/layers/mlp/down_proj/knowledge/lora_a": (3, 36, 10),
-    "model/layers/mlp/down_proj/knowledge/lora_b": (3, 10, 20),
-    "model/layers/mlp/gate_proj/alignment/lora_a": (3, 20, 10),
-    "model/layers/mlp/gate_proj/alignment/lora_b": (3, 10, 36),
-    "model/layers/mlp/gate_proj/knowledge/lora_a": (3, 20, 10),
-    "model/layers/mlp/gate_proj/knowledge/lora_b": (3, 10, 36),
-    "model/layers/mlp/up_proj/alignment/lora_a": (3, 20, 10),
-    "model/layers/mlp/up_proj/alignment/lora_b": (3, 10, 36),
-    "model/layers/mlp/up_proj/knowledge/lora_a": (3, 20, 10),
-    "model/layers/mlp/up_proj/knowledge/lora_b": (3, 10, 36),
-}
-# Two ranks wide as elsewhere: the reference halves r here, which doubles the scale unnoticed.
-ATTENTION_ALIGNMENT_TREE = {
-    "model/layers/self_attn/k_proj/alignment/lora_a": (3, 20, 10),
-    "model/layers/self_attn/k_proj/alignment/lora_b": (3, 10, 12),
-    "model/layers/self_attn/o_proj/alignment/lora_a": (3, 24, 10),
-    "model/layers/self_attn/o_proj/alignment/lora_b": (3, 10, 20),
-    "model/layers/self_attn/q_proj/alignment/lora_a": (3, 20, 10),
-    "model/layers/self_attn/q_proj/alignment/lora_b": (3, 10, 24),
-    "model/layers/self_attn/v_proj/alignment/lora_a": (3, 20, 10),
-    "model/layers/self_attn/v_proj/alignment/lora_b": (3, 10, 12),
-}
-
-
-@pytest.mark.parametrize(
-    ("components", "adapters"),
-    [
-        (NO_ADAPTERS, {}),
-        (MKA_COMPONENTS, MKA_TREE),
-        (DA_COMPONENTS, DA_TREE),
-        (DA_ATTENTION_COMPONENTS, DA_TREE | ATTENTION_ALIGNMENT_TREE),
-    ],
-    ids=["base", "mka", "da", "da with attention"],
-)
-def test_the_whole_tree(components, adapters):
-    assert shapes_of(tiny_decoder("qwen2", components)) == BASE_TREE | adapters
-
-
-def test_qwen3_has_head_norms_in_place_of_biases():
-    norms = {f"model/layers/self_attn/{name}_norm/scale": (3, 6) for name in "qk"}
-    expected = {path: shape for path, shape in BASE_TREE.items() if path not in BIASES} | norms
-    assert shapes_of(tiny_decoder("qwen3", NO_ADAPTERS)) == expected
-
-
-def test_a_tied_llama_has_no_head_and_no_biases():
-    absent = BIASES | {"lm_head/kernel"}
-    expected = {path: shape for path, shape in BASE_TREE.items() if path not in absent}
-    assert shapes_of(tiny_decoder("llama", NO_ADAPTERS)) == expected

@@ -114,6 +114,15 @@ def test_second_pass_finds_what_a_basis_of_finite_precision_misses():
     close(project_tree({"lora_a": q["lora_a"]}, q)["lora_a"], jnp.zeros((64, 8)), 0.1)
 
 
+def test_float64_updates_keep_their_precision():
+    q = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 4)))[0]
+    with jax.enable_x64(True):
+        updates = {"lora_a": jnp.asarray(np.random.default_rng(1).normal(size=(16, 3)))}
+        projected = project_tree(updates, {"lora_a": jnp.asarray(q)})["lora_a"]
+    assert projected.dtype == np.float64
+    np.testing.assert_allclose(q.T @ np.asarray(projected), 0.0, atol=1e-15)
+
+
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan")])
 def test_strength_out_of_range_is_refused(strength):
     with pytest.raises(ValueError, match=r"strength in \[0, 1\]"):

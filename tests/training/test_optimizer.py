@@ -49,10 +49,10 @@ def _relaxed():
         yield
 
 
-def lora(seed, d=12, r=3, out=5):
+def lora(seed, size=1.0):
     keys = jax.random.split(jax.random.key(seed))
-    lora_a, lora_b = jax.random.normal(keys[0], (d, r)), jax.random.normal(keys[1], (r, out))
-    return {"up_proj": {"lora_a": lora_a, "lora_b": lora_b}}
+    lora_a, lora_b = jax.random.normal(keys[0], (12, 3)), jax.random.normal(keys[1], (3, 5))
+    return {"up_proj": {"lora_a": size * lora_a, "lora_b": size * lora_b}}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def after_steps(chain, params, basis, steps=6):
     """The parameters after updates by random gradients, of which the first is clipped."""
     state = chain.init(params)
     for seed in range(steps):
-        gradient = jax.tree.map(lambda x: x * 20 / (1 + 50 * seed), lora(seed + 10))
+        gradient = lora(seed + 10, size=20 / (1 + 50 * seed))
         updates, state = chain.update(gradient, state, params, basis=basis)
         params = optax.apply_updates(params, updates)
     return params

@@ -9,9 +9,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from medcare_jax import params as trees
-from medcare_jax.conversion.tensors import ConversionError
 from medcare_jax.models.lora import fold_factors
 from medcare_jax.settings import AdapterSettings
+
+
+class FoldingError(ValueError):
+    """Adapters that no weight can stand for."""
 
 
 def fold(
@@ -30,7 +33,7 @@ def fold(
       A tree without adapters; leaves that had no adapter are the same arrays.
 
     Raises:
-      ConversionError: The noise aggregator is there (its gates depend on the input, so no weight
+      FoldingError: The noise aggregator is there (its gates depend on the input, so no weight
         equals it), or an adapter has no kernel beside it.
 
     >>> kernel = {"kernel": jnp.zeros((1, 2, 2))}
@@ -41,7 +44,7 @@ def fold(
     """
     parts = trees.split(params)
     if trees.NOISE in parts:
-        raise ConversionError(
+        raise FoldingError(
             "a mixture cannot be folded: the noise aggregator's gates depend on the input. Drop "
             "`noise` first, as the method does before DA, or write adapters in reference format"
         )
@@ -49,12 +52,12 @@ def fold(
     factors = joined(*(parts.get(name, {}) for name in (trees.KNOWLEDGE, trees.ALIGNMENT)))
     homeless = sorted(owner for owner in factors if f"{owner}/kernel" not in base)
     if homeless:
-        raise ConversionError(f"adapters without a kernel to fold into: {', '.join(homeless)}")
+        raise FoldingError(f"adapters without a kernel to fold into: {', '.join(homeless)}")
     for owner, (lora_a, lora_b) in factors.items():
         kernel = jnp.asarray(base[f"{owner}/kernel"])
         target = kernel.dtype if dtype is None else jnp.dtype(dtype)
-        # The sum is taken in a dtype that holds both, so that only the last cast rounds.
-        wide = kernel.astype(jnp.promote_types(kernel.dtype, target))
+        # To another dtype by way of float32, which holds both: only the last cast rounds.
+        wide = kernel if target == kernel.dtype else kernel.astype(jnp.float32)
         folded = _fold(wide, lora_a, lora_b, scale=adapters.scale)
         base[f"{owner}/kernel"] = jax.device_put(folded.astype(target), kernel.sharding)
     return trees.unflatten(base)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from medcare_jax import params as trees
-from medcare_jax.conversion import ConversionError, fold
 from medcare_jax.models.aggregators import DA_ATTENTION_COMPONENTS, NO_ADAPTERS, Components
+from medcare_jax.models.folding import FoldingError, fold
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE
 from tests.helpers import (
     TINY_ADAPTERS,
@@ -76,11 +76,11 @@ def test_sharded_kernels_stay_where_they_are() -> None:
 
 
 def test_a_mixture_is_refused() -> None:
-    with pytest.raises(ConversionError, match="a mixture cannot be folded"):
+    with pytest.raises(FoldingError, match="a mixture cannot be folded"):
         fold(random_params(tiny_decoder("llama")), TINY_ADAPTERS)
 
 
 def test_an_adapter_without_kernel_is_refused() -> None:
     pair = {"lora_a": jnp.ones((1, 2, 3)), "lora_b": jnp.ones((1, 3, 2))}
-    with pytest.raises(ConversionError, match="without a kernel to fold into: up"):
+    with pytest.raises(FoldingError, match="without a kernel to fold into: up"):
         fold({"up": {ALIGNMENT: pair}}, TINY_ADAPTERS)

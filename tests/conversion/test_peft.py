@@ -1,0 +1,165 @@
+"""PEFT folders: the released library gives the live model's logits, and we read it back."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medcare_jax import params as trees
+from medcare_jax.conversion import ConversionError, load_peft, save_huggingface, save_peft
+from medcare_jax.models.aggregators import DA_ATTENTION_COMPONENTS, DA_COMPONENTS, Components
+from medcare_jax.params import ALIGNMENT, KNOWLEDGE
+from medcare_jax.settings import AdapterSettings
+from tests.helpers import (
+    TINY,
+    TINY_ADAPTERS,
+    outputs_of,
+    random_inputs,
+    random_params,
+    tiny_decoder,
+)
+
+KNOWLEDGE_ONLY = Components(attention=(KNOWLEDGE,), ffn=(KNOWLEDGE,))
+SETTINGS = TINY["qwen2"]
+# PEFT 0.21 asks transformers 5 for an attribute by its old name.
+PEFT_WARNING = "ignore:.is_gradient_checkpointing:FutureWarning"
+
+
+def write_adapter(
+    folder: pathlib.Path, components: Components, adapters: AdapterSettings = TINY_ADAPTERS
+) -> dict[str, trees.Tree]:
+    parts = trees.split(random_params(tiny_decoder("qwen2", components)))
+    chosen = [parts[name] for name in (KNOWLEDGE, ALIGNMENT) if name in parts]
+    save_peft(folder, SETTINGS, adapters, chosen, base_name="base")
+    return parts
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings(PEFT_WARNING)
+@pytest.mark.parametrize(
+    ("components", "use_rslora"),
+    [(KNOWLEDGE_ONLY, True), (DA_COMPONENTS, False), (DA_ATTENTION_COMPONENTS, False)],
+    ids=["knowledge", "both", "alignment-on-attention"],
+)
+def test_peft_gives_the_live_logits(
+    tmp_path: pathlib.Path, components: Components, use_rslora: bool
+) -> None:
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    adapters = dataclasses.replace(TINY_ADAPTERS, use_rslora=use_rslora)
+    parts = write_adapter(tmp_path / "adapter", components, adapters)
+    save_huggingface(tmp_path / "base", SETTINGS, parts["base"])
+    decoder = dataclasses.replace(tiny_decoder("qwen2", components), adapters=adapters, parent=None)
+    inputs = random_inputs()
+    ours = outputs_of(decoder, trees.merge(parts), inputs).logits
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    with torch.no_grad():
+        theirs = model(torch.tensor(np.asarray(inputs.tokens, np.int64))).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_there_and_back(tmp_path: pathlib.Path) -> None:
+    parts = write_adapter(tmp_path / "adapter", KNOWLEDGE_ONLY)
+    tree, scales = load_peft(tmp_path / "adapter", SETTINGS)
+    found, expected = trees.flatten(tree), trees.flatten(parts[KNOWLEDGE])
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf)
+    assert set(scales.values()) == {TINY_ADAPTERS.scale}
+
+
+def test_two_trees_become_one_of_summed_rank(tmp_path: pathlib.Path) -> None:
+    parts = write_adapter(tmp_path / "adapter", DA_COMPONENTS)
+    tree, scales = load_peft(tmp_path / "adapter", SETTINGS)
+    pick = lambda tree: tree["model"]["layers"]["mlp"]["up_proj"]
+    np.testing.assert_array_equal(
+        pick(tree)["lora_a"],
+        np.concatenate([pick(parts[n])["lora_a"] for n in (KNOWLEDGE, ALIGNMENT)], axis=-1),
+    )
+    assert scales["model/layers/mlp/up_proj"] == TINY_ADAPTERS.scale
+    assert "self_attn" not in tree["model"]["layers"]
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings(PEFT_WARNING)
+def test_an_adapter_that_peft_wrote(tmp_path: pathlib.Path) -> None:
+    """Any rank, alpha, rsLoRA, modules and patterns."""
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from medcare_jax.models.families import huggingface_config
+
+    config = huggingface_config(SETTINGS)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    lora = peft.LoraConfig(
+        r=3,
+        lora_alpha=5,
+        use_rslora=True,
+        target_modules=["q_proj", "down_proj"],
+        rank_pattern={"mlp.down_proj": 2},
+        alpha_pattern={"down_proj": 7},
+    )
+    wrapped = peft.get_peft_model(model, lora)
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    tree, scales = load_peft(tmp_path / "adapter", SETTINGS)
+    layers = wrapped.base_model.model.model.layers
+    for owner, module in {
+        "model/layers/self_attn/q_proj": lambda layer: layer.self_attn.q_proj,
+        "model/layers/mlp/down_proj": lambda layer: layer.mlp.down_proj,
+    }.items():
+        leaves = trees.flatten(tree)
+        for number, layer in enumerate(layers):
+            delta = module(layer).get_delta_weight("default").detach().numpy().T
+            ours = leaves[f"{owner}/lora_a"][number] @ leaves[f"{owner}/lora_b"][number]
+            np.testing.assert_allclose(scales[owner] * ours, delta, rtol=0, atol=1e-5)
+    assert len(scales) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora = True"),
+        ({"peft_type": "VERA"}, "peft_type = 'VERA'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"r": 4, "rank_pattern": {}}, "of another shape"),
+    ],
+)
+def test_what_is_not_plain_lora(
+    tmp_path: pathlib.Path, change: dict[str, Any], message: str
+) -> None:
+    write_adapter(tmp_path / "adapter", KNOWLEDGE_ONLY)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ConversionError, match=message):
+        load_peft(tmp_path / "adapter", SETTINGS)
+
+
+def test_another_base(tmp_path: pathlib.Path) -> None:
+    write_adapter(tmp_path / "adapter", DA_COMPONENTS)
+    with pytest.raises(ConversionError, match="missing"):
+        load_peft(tmp_path / "adapter", dataclasses.replace(SETTINGS, num_layers=5))
+
+
+def test_absent_files(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
+        load_peft(tmp_path, SETTINGS)
+
+
+def test_nothing_to_write(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConversionError, match="no adapter to write"):
+        save_peft(tmp_path / "x", SETTINGS, TINY_ADAPTERS, [{}])
+    tree = {"up_proj": {"lora_a": np.ones((1, 2, 3)), "lora_b": np.ones((1, 3, 2))}}
+    with pytest.raises(ConversionError, match="no projection of the base is at up_proj"):
+        save_peft(tmp_path / "x", SETTINGS, TINY_ADAPTERS, [tree])
+    assert list(tmp_path.iterdir()) == []

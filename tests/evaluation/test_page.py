@@ -1,0 +1,163 @@
+"""The page read back: each number is the input's, nothing is loaded, any part may be missing."""
+
+import dataclasses
+import html.parser
+import statistics
+
+import pytest
+
+from medcare_jax.evaluation.comparison import compare
+from medcare_jax.evaluation.content import RunReport, StageCurve
+from medcare_jax.evaluation.page import html_page, stage_facts
+
+VOID = {"meta", "line", "circle", "polyline"}
+
+
+class Reader(html.parser.HTMLParser):
+    """Checks nesting, and collects tables, definition lists and outside links."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open, self.rows, self.terms, self.links = [], [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        names = dict(attributes)
+        self.links += [names[name] for name in ("src", "href", "srcset", "data") if name in names]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append([])
+        if tag == "dt":
+            self.terms.append(["", ""])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        assert tag in VOID
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open) and data.strip():
+            self.rows[-1][-1].append(data)
+        for tag, place in (("dt", 0), ("dd", 1)):
+            if tag in self.open:
+                self.terms[-1][place] += data
+
+
+def read(report: RunReport) -> Reader:
+    reader = Reader(html_page(report))
+    assert reader.open == [], "every tag is closed"
+    assert reader.links == [], "nothing is loaded"
+    return reader
+
+
+def percents(text):
+    return [float(part.rstrip("%")) / 100 for part in text.split(" to ")]
+
+
+def test_every_score_is_the_inputs(report):
+    rows = {tuple(row[0]): row for row in read(report).rows if len(row) == 8}
+    for row in compare(report.scores):
+        shown = rows[row.task, row.metric.replace("_", " ")]
+        assert shown[1] == [str(row.items)]
+        for (score, interval), estimate in zip(shown[2:5], row.estimates.values(), strict=True):
+            assert percents(score) == pytest.approx([estimate.score], abs=6e-4)
+            ends = [float(end) / 100 for end in interval.split(" to ")]
+            assert ends == pytest.approx([estimate.low, estimate.high], abs=6e-4)
+        for (delta, p), change in zip(shown[5:], row.changes.values(), strict=True):
+            value = float(delta.replace("−", "-").replace("±", "")) / 100
+            assert value == pytest.approx(change.delta, abs=6e-4)
+            if change.p_value < 0.001:
+                assert p == "p < 0.001"
+            else:
+                assert float(p.removeprefix("p = ")) == pytest.approx(change.p_value, abs=6e-4)
+
+
+def test_scores_by_type_are_the_inputs(report):
+    rows = {tuple(row[0]): row for row in read(report).rows if len(row) == 5}
+    for task in ("unseen", "coding"):
+        for kind in ("chapter", "title"):
+            entries = [
+                report.scores[stage][task]["scores"][report.scores[stage][task]["metric"]]["types"][
+                    kind
+                ]
+                for stage in ("base", "mka", "da")
+            ]
+            shown = rows[task, kind]
+            assert shown[1] == [str(entries[0]["items"])]
+            for (cell,), entry in zip(shown[2:], entries, strict=True):
+                assert percents(cell) == pytest.approx([entry["score"]], abs=6e-4)
+
+
+def test_every_fact_is_the_inputs(report):
+    terms = [tuple(pair) for pair in read(report).terms]
+    for pair in [
+        ("Base model", "some/base"),
+        ("Exported model", "out/export"),
+        ("mka.files.1.path", "a|b.json"),
+        ("mka.files.1.kept", "12,345"),
+        ("overlap.found", "0"),
+        ("seed", "7"),
+        ("constraint.kind", "projection"),
+        ("base", "ab" * 32),
+        ("jax", "0.10.2"),
+    ]:
+        assert pair in terms
+    for stage in report.stages:
+        for pair in stage_facts(stage):
+            assert pair in terms
+
+
+def test_facts_of_a_stage():
+    losses = tuple(float(i) for i in range(20, 0, -1))
+    rates, speeds = tuple(i / 1e5 for i in range(20)), tuple(float(i) for i in range(400, 420))
+    stage = StageCurve("DA", tuple(range(1, 21)), losses, rates, speeds, (3e-8,) * 19 + (2e-6,))
+    facts = dict(stage_facts(stage))
+    assert facts["steps"] == "20"
+    assert facts["loss, first step"] == "20.0000"
+    assert float(facts["loss, last tenth"]) == statistics.fmean([2.0, 1.0])
+    assert float(facts["peak learning rate"]) == 0.00019
+    assert facts["tokens/s, median"] == "410"
+    assert float(facts["largest drift"]) == 2e-6
+    assert facts["drift limit 1e-06"] == "BROKEN"
+    calm = dataclasses.replace(stage, leak=(3e-8,) * 20)
+    assert dict(stage_facts(calm))["drift limit 1e-06"] == "holds"
+
+
+def test_what_was_left_out_is_said(report):
+    assert "Left out of every stage: unseen: 3 several right answers." in html_page(report)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": {}},
+        {"scores": {"base": {}}},
+        {"stages": ()},
+        {"data": {}, "settings": {}, "digests": {}, "versions": {}, "export": ""},
+        {"stages": (StageCurve("MKA", (), (), (), ()),)},
+        {"stages": (StageCurve("MKA", (1,), (2.0,), (0.0,), (9.0,), (0.0,)),)},
+    ],
+)
+def test_any_part_may_be_missing(report, changes):
+    read(dataclasses.replace(report, **changes))
+
+
+def test_text_cannot_become_markup(report):
+    evil = '"><script>alert(1)</script>'
+    scores = {
+        stage: {evil if task == "coding" else task: result for task, result in results.items()}
+        for stage, results in report.scores.items()
+    }
+    stages = tuple(dataclasses.replace(stage, name=evil) for stage in report.stages)
+    page = html_page(
+        dataclasses.replace(
+            report, title=evil, base=evil, scores=scores, stages=stages, settings={evil: evil}
+        )
+    )
+    assert "<script" not in page
+    Reader(page)

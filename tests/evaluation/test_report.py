@@ -1,0 +1,86 @@
+"""The files of a report, and what they look like in a browser."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from medcare_jax.evaluation.comparison import compare, findings
+from medcare_jax.evaluation.page import html_page
+from medcare_jax.evaluation.report import markdown, write_report
+
+
+def test_both_files_are_written_whole(report, tmp_path):
+    (tmp_path / "report.md").write_text("old")
+    paths = write_report(tmp_path, report)
+    assert [path.name for path in paths] == ["report.md", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
+    assert paths[0].read_text(encoding="utf-8") == markdown(report)
+    assert paths[1].read_text(encoding="utf-8") == html_page(report)
+
+
+def test_the_same_run_makes_the_same_bytes(report):
+    assert markdown(report) == markdown(report)
+    assert html_page(report) == html_page(report)
+
+
+def test_markdown_has_every_finding_and_number(report):
+    text = markdown(report)
+    for _, sentence in findings(compare(report.scores)):
+        assert sentence.replace("<", "&lt;") in text
+    assert "| unseen | accuracy | 50 | 26.0% (" in text
+    assert "| mka.files.1.kept | `12,345` |" in text
+    assert "| seed | `7` |" in text
+    assert "# A &lt;small> run &amp; more" in text
+
+
+def test_markdown_tables_are_rectangular(report):
+    for table in re.findall(r"(?:^\|.*\|\n?)+", markdown(report), flags=re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.strip().splitlines()}
+        assert len(widths) == 1
+
+
+def test_a_report_without_scores_says_so(report):
+    text = markdown(dataclasses.replace(report, scores={}))
+    assert "nothing to compare" in text
+    assert "## Scores" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 480])
+def test_a_browser_shows_the_page(report, tmp_path, width):
+    """Both schemes are drawn, and nothing but the folded table is wider than the window."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    images = pytest.importorskip("PIL.Image")
+    write_report(tmp_path, report)
+    shown = {}
+    for scheme in ("light", "dark"):
+        picture = tmp_path / f"{scheme}.png"
+        subprocess.run(
+            [
+                *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+                *("--disable-quic", "--no-first-run", "--disable-background-networking"),
+                *("--disable-component-update", "--disable-sync"),
+                f"--user-data-dir={tmp_path / scheme}",
+                f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+                f"--window-size={width},2400",
+                f"--screenshot={picture}",
+                (tmp_path / "report.html").as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        with images.open(picture) as image:
+            shown[scheme] = image.convert("RGB")
+            shown[scheme].load()
+    corners = {scheme: image.getpixel((2, 2)) for scheme, image in shown.items()}
+    assert corners == {"light": (0xF6, 0xF7, 0xF9), "dark": (0x11, 0x16, 0x1D)}
+    for scheme, image in shown.items():
+        assert image.getcolors(100) is None, "more than an empty page"
+        right_edge = {image.getpixel((image.width - 1, y)) for y in range(0, image.height, 7)}
+        assert right_edge == {corners[scheme]}, "no card runs over the edge"

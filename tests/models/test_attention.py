@@ -1,0 +1,156 @@
+"""Rotary frequencies against transformers, masks as truth tables, and the cache's slots."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medcare_jax.models.attention import (
+    attend,
+    cached_mask,
+    make_cache,
+    packed_mask,
+    rope_frequencies,
+    rotate,
+    write_slots,
+)
+from medcare_jax.models.families import RopeScaling, huggingface_config
+from tests.helpers import TINY
+
+LLAMA = dataclasses.replace(TINY["llama"], head_dim=64, rope_theta=500_000.0)
+SCALINGS = {
+    "default": None,
+    "linear": RopeScaling("linear", factor=4.0),
+    "llama3": RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_position_embeddings=8192),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
+def test_rotations_are_those_of_transformers(scaling):
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama import modeling_llama
+
+    settings = dataclasses.replace(LLAMA, rope_scaling=scaling, max_position_embeddings=65536)
+    theirs = modeling_llama.LlamaRotaryEmbedding(LlamaConfig(**huggingface_config(settings)))
+    frequencies = rope_frequencies(settings)
+    np.testing.assert_allclose(frequencies, theirs.inv_freq.numpy(), rtol=1e-6)
+
+    random = np.random.default_rng(0)
+    q = random.standard_normal((2, 7, 4, 64)).astype(np.float32)
+    positions = random.integers(0, 4096, (2, 7)).astype(np.int32)
+    cos, sin = theirs(torch.tensor(q), torch.tensor(positions))
+    expected, _ = modeling_llama.apply_rotary_pos_emb(
+        torch.tensor(q), torch.tensor(q), cos, sin, unsqueeze_dim=2
+    )
+    # Float32 angles of up to 4096 radians are known to 2e-4 only, on either side.
+    ours = rotate(jnp.asarray(q), jnp.asarray(positions), frequencies)
+    np.testing.assert_allclose(ours, expected.numpy(), rtol=0, atol=2e-3)
+    small = rotate(jnp.asarray(q), jnp.asarray(positions % 8), frequencies)
+    cos, sin = theirs(torch.tensor(q), torch.tensor(positions % 8))
+    expected, _ = modeling_llama.apply_rotary_pos_emb(
+        torch.tensor(q), torch.tensor(q), cos, sin, unsqueeze_dim=2
+    )
+    np.testing.assert_allclose(small, expected.numpy(), rtol=0, atol=5e-6)
+
+
+def test_llama3_slows_long_wavelengths_and_keeps_short_ones():
+    plain = rope_frequencies(dataclasses.replace(LLAMA, rope_scaling=None))
+    scaled = rope_frequencies(dataclasses.replace(LLAMA, rope_scaling=SCALINGS["llama3"]))
+    ratio = np.asarray(plain / scaled)
+    wavelengths = 2 * np.pi / np.asarray(plain)
+    np.testing.assert_allclose(ratio[wavelengths < 8192 / 4], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(ratio[wavelengths > 8192 / 1], 8.0, rtol=1e-6)
+    between = ratio[(wavelengths > 8192 / 4) & (wavelengths < 8192)]
+    assert len(between) > 0
+    assert ((between > 1.0) & (between < 8.0)).all()
+
+
+def test_rotation_turns_halves_and_keeps_dot_products_of_equal_distance():
+    frequencies = rope_frequencies(TINY["qwen2"])
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 6))
+
+    def score(i, j):
+        at = lambda p: jnp.full((1, 1), p, jnp.int32)
+        return float(jnp.sum(rotate(q, at(i), frequencies) * rotate(k, at(j), frequencies)))
+
+    assert score(9, 4) == pytest.approx(score(5, 0), abs=1e-5)
+    assert abs(score(9, 4) - score(9, 5)) > 1e-3
+    unit = jnp.zeros((1, 1, 1, 6)).at[..., 0].set(1.0)  # pairs with dimension 3, not 1
+    turned = rotate(unit, jnp.ones((1, 1), jnp.int32), frequencies)[0, 0, 0]
+    np.testing.assert_allclose(turned, [np.cos(1), 0, 0, np.sin(1), 0, 0], atol=1e-6)
+
+
+def test_rotation_is_in_float32_and_returned_in_the_input_dtype():
+    q = jax.random.normal(jax.random.key(0), (1, 3, 2, 6), jnp.bfloat16)
+    positions = jnp.array([[0, 500, 1001]], jnp.int32)
+    frequencies = rope_frequencies(TINY["qwen2"])
+    turned = rotate(q, positions, frequencies)
+    assert turned.dtype == jnp.bfloat16
+    wide = rotate(q.astype(jnp.float32), positions, frequencies)
+    np.testing.assert_array_equal(turned, wide.astype(jnp.bfloat16))
+
+
+def test_packed_mask():
+    segments = jnp.array([[1, 1, 2, 2, 0]], jnp.int32)
+    assert packed_mask(segments)[0].astype(int).tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1],  # padding sees padding: a row that saw nothing would be NaN
+    ]
+
+
+def test_cached_mask():
+    positions = jnp.array([[0, 1, 2], [3, 4, 5]], jnp.int32)
+    segments = jnp.array([[1, 1, 0], [1, 1, 1]], jnp.int32)
+    slots = jnp.array([[1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0]], jnp.int32)
+    assert cached_mask(positions, segments, slots).astype(int).tolist() == [
+        [[1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]],
+        [[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0]],
+    ]
+
+
+def test_a_query_never_sees_an_empty_slot():
+    positions, segments = jnp.array([[4]], jnp.int32), jnp.array([[1]], jnp.int32)
+    slots = jnp.array([[1, 1, 0, 0, 1, 1]], jnp.int32)
+    assert cached_mask(positions, segments, slots)[0, 0].tolist() == [1, 1, 0, 0, 1, 0]
+
+
+def test_write_slots_puts_each_row_where_its_positions_say():
+    slots = jnp.full((2, 5, 3), -1.0, jnp.bfloat16)
+    new = jnp.arange(12.0).reshape(2, 2, 3)
+    written = write_slots(slots, jnp.array([[0, 1], [4, 2]], jnp.int32), new)
+    expected = np.full((2, 5, 3), -1.0)
+    expected[0, 0], expected[0, 1], expected[1, 4], expected[1, 2] = new.reshape(4, 3)
+    assert written.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(written.astype(jnp.float32), expected)
+
+
+def test_make_cache_is_empty_and_has_the_heads_of_keys():
+    cache = make_cache(TINY["qwen2"], 8, 13, jnp.bfloat16)
+    assert cache.keys.shape == cache.values.shape == (3, 8, 13, 2, 6)
+    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+    assert cache.segments.shape == (8, 13)
+    assert cache.segments.dtype == jnp.int32
+    assert not any(np.asarray(leaf, np.float32).any() for leaf in cache)
+
+
+def test_attend_is_grouped_masked_softmax():
+    """Query heads 0 and 1 read key head 0, heads 2 and 3 key head 1."""
+    random = np.random.default_rng(0)
+    q = random.standard_normal((1, 5, 4, 6)).astype(np.float32)
+    k, v = random.standard_normal((2, 1, 7, 2, 6)).astype(np.float32)
+    mask = random.random((1, 5, 7)) < 0.6
+    mask[:, :, 0] = True
+    expected = np.zeros_like(q)
+    for head in range(4):
+        scores = q[0, :, head] @ k[0, :, head // 2].T / 6**0.5
+        weights = np.where(mask[0], np.exp(scores), 0.0)
+        expected[0, :, head] = weights / weights.sum(1, keepdims=True) @ v[0, :, head // 2]
+    ours = attend(*map(jnp.asarray, (q, k, v, mask)), implementation="xla")
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)

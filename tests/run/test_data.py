@@ -1,0 +1,73 @@
+"""What a run reads, and the check that no evaluation question is trained on."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import tiny
+from medcare_jax.conversion.bases import byte_tokenizer
+from medcare_jax.run.data import OverlapError, open_data
+from medcare_jax.settings import SettingsError, make_settings
+
+
+@pytest.fixture
+def settings():
+    return make_settings(tiny.get_config())
+
+
+def write(path, *questions, **evaluation):
+    items = [
+        {
+            "conversations": [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": "Asthma"},
+            ],
+            **({"eval": evaluation} if evaluation else {}),
+        }
+        for question in questions
+    ]
+    path.write_text(json.dumps(items))
+    return str(path)
+
+
+def with_files(settings, folder, training):
+    (folder / "test").mkdir()
+    write(folder / "test" / "unseen.json", "Which one?", answer="Asthma", options=["Asthma", "No"])
+    return dataclasses.replace(
+        settings,
+        icd10=dataclasses.replace(settings.icd10, make=False),
+        mka=dataclasses.replace(settings.mka, files=(training,)),
+        da=dataclasses.replace(settings.da, files=(training,)),
+        evaluation=dataclasses.replace(settings.evaluation, folder=str(folder / "test")),
+    )
+
+
+def test_the_demo_tasks_fill_empty_file_lists(settings, tmp_path):
+    data = open_data(settings, byte_tokenizer(), tmp_path)
+    assert (tmp_path / "data" / "2-stage" / "train.json").is_file()
+    assert [task.name for task in data.tasks] == ["icd10_unseen", "icd10_retained", "icd10_coding"]
+    assert data.report["overlap"]["overlaps"] == ()
+    assert data.report["mka"]["num_batches"] == data.mka.num_batches
+    json.dumps(data.report)
+
+
+def test_a_question_of_the_evaluation_in_training_stops_the_run(settings, tmp_path):
+    training = write(tmp_path / "train.json", "Something else", "WHICH one")
+    settings = with_files(settings, tmp_path, training)
+    with pytest.raises(OverlapError, match=r"1 evaluation questions .*\n.*train\.json:1") as error:
+        open_data(settings, byte_tokenizer(), tmp_path)
+    assert "WHICH" not in str(error.value)
+    off = dataclasses.replace(
+        settings, data=dataclasses.replace(settings.data, check_overlap=False)
+    )
+    report = open_data(off, byte_tokenizer(), tmp_path).report
+    assert len(report["overlap"]["overlaps"]) == 1
+
+
+def test_a_stage_without_files_is_refused(settings, tmp_path):
+    training = write(tmp_path / "train.json", "Something else")
+    settings = with_files(settings, tmp_path, training)
+    settings = dataclasses.replace(settings, da=dataclasses.replace(settings.da, files=()))
+    with pytest.raises(SettingsError, match=r"da\.files is empty"):
+        open_data(settings, byte_tokenizer(), tmp_path)
