@@ -4,9 +4,12 @@ import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from medcare_jax.conversion.tensors import ConversionError
+
+# Called with a folder that is written but has not taken its name yet.
+Finish = Callable[[pathlib.Path], None]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medcare_jax.checkpoints import file_digest
+from medcare_jax.conversion import hub
 from medcare_jax.conversion.embedded import find_embedded_model
 from medcare_jax.conversion.huggingface import load_base, load_generation_config, load_tokenizer
 from medcare_jax.models.aggregators import NO_ADAPTERS
@@ -58,7 +59,8 @@ def load(settings: BaseSettings, mesh: Mesh, *, seed: int) -> Base:
     """Reads the base onto the mesh, each device its own slices, in the dtype that is asked for.
 
     Args:
-      settings: `path` is a Hugging Face folder, a .gguf file, `embedded` or `random`.
+      settings: `path` is a Hugging Face folder, a .gguf file, a name of the hub (`ORG/NAME` or
+        `ORG/NAME@REVISION`), `embedded` or `random`.
       mesh: Where the parameters go.
       seed: Of random weights.
 
@@ -69,18 +71,36 @@ def load(settings: BaseSettings, mesh: Mesh, *, seed: int) -> Base:
     dtype = DTYPES[settings.dtype]
     if settings.path == RANDOM:
         return _random(settings.random, mesh, dtype=dtype, seed=seed)
-    path = find_embedded_model() if settings.path == EMBEDDED else pathlib.Path(settings.path)
+    path = locate(settings)
     decoder, params = load_base(
         path, dtype=dtype, sharding_for=lambda leaf, shape: sharding_for(mesh, leaf, shape)
     )
     return Base(
-        name=EMBEDDED_NAME if settings.path == EMBEDDED else path.name,
+        name=name_of(settings),
         settings=decoder,
         params=params,
         tokenizer=load_tokenizer(path),
         digest=base_digest(path),
         generation_config=load_generation_config(path),
     )
+
+
+def locate(settings: BaseSettings) -> pathlib.Path:
+    """Where the folder or file of a base lies that is not random; fetched if the hub has it."""
+    return find_embedded_model() if settings.path == EMBEDDED else hub.locate(settings.path)
+
+
+def name_of(settings: BaseSettings) -> str:
+    """What reports and cards call a base.
+
+    >>> name_of(BaseSettings(path="models/tiny")), name_of(BaseSettings(path="Qwen/Qwen3-8B@main"))
+    ('tiny', 'Qwen/Qwen3-8B@main')
+    """
+    if settings.path == EMBEDDED:
+        return EMBEDDED_NAME
+    path = pathlib.Path(settings.path)
+    on_hub = not path.exists() and hub.parse(settings.path) is not None
+    return settings.path if on_hub else path.name
 
 
 def base_digest(path: pathlib.Path) -> str:

@@ -1,6 +1,5 @@
 """Base models in and out: Hugging Face folders, and GGUF files on the way in."""
 
-import json
 import os
 import pathlib
 import re
@@ -14,8 +13,9 @@ from jax.typing import DTypeLike
 
 from medcare_jax import params as trees
 from medcare_jax.conversion import gguf, rules, safetensors
-from medcare_jax.conversion.atomic import new_folder
+from medcare_jax.conversion.atomic import Finish, new_folder
 from medcare_jax.conversion.gguf_tokenizer import load_gguf_tokenizer
+from medcare_jax.conversion.metadata import read_object, write_object
 from medcare_jax.conversion.tensors import (
     DTYPES,
     ConversionError,
@@ -88,7 +88,7 @@ def open_base(path: str | os.PathLike[str]) -> tuple[DecoderSettings, dict[str, 
     if _is_gguf(path):
         settings, tensors = decoder_settings(gguf.read_config(path)), gguf.read_tensors(path)
     else:
-        settings = decoder_settings(_read_json(path / "config.json"))
+        settings = decoder_settings(read_object(path / "config.json"))
         tensors = safetensors.read_folder(path)
     return settings, _without_harmless(tensors, settings, what=str(path))
 
@@ -119,8 +119,8 @@ def load_generation_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The base's generation settings: its `generation_config.json`, or the token ids it names."""
     path = pathlib.Path(path)
     if not _is_gguf(path) and (path / "generation_config.json").exists():
-        return _read_json(path / "generation_config.json")
-    config = gguf.read_config(path) if _is_gguf(path) else _read_json(path / "config.json")
+        return read_object(path / "generation_config.json")
+    config = gguf.read_config(path) if _is_gguf(path) else read_object(path / "config.json")
     return {name: config[name] for name in _TOKEN_IDS if config.get(name) is not None}
 
 
@@ -134,6 +134,7 @@ def save_huggingface(
     shard_bytes: int = 5 * 2**30,
     card: str = "",
     generation_config: Mapping[str, Any] | None = None,
+    finish: Finish | None = None,
 ) -> None:
     """Writes a folder that `transformers` and vLLM load; it appears whole or not at all.
 
@@ -146,13 +147,16 @@ def save_huggingface(
       shard_bytes: Most bytes of values in one safetensors file.
       card: Markdown of the model card (`README.md`).
       generation_config: Content of `generation_config.json`, as `load_generation_config` gives.
+      finish: Called with the written folder before it takes its name; may add files to it.
 
     Raises:
       ConversionError: The target exists; leaves missing, unexpected or of another shape; the
         tokenizer has more tokens than the embedding has rows.
     """
     _check_vocabulary(settings, tokenizer)
-    tensors = _export_tensors(settings, params, checked_dtype(dtype))
+    target = checked_dtype(dtype)
+    named = export_tensors(settings, trees.flatten(params))
+    tensors = {name: cast(tensor, target, name=name) for name, tensor in named.items()}
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     config = huggingface_config(settings) | {
         # Of a model with several dtypes, the widest loses nothing.
@@ -161,13 +165,15 @@ def save_huggingface(
     }
     with new_folder(path) as folder:
         safetensors.write_folder(folder, tensors, shard_bytes=shard_bytes)
-        _write_json(folder / "config.json", config)
+        write_object(folder / "config.json", config)
         if generation_config:
-            _write_json(folder / "generation_config.json", generation_config)
+            write_object(folder / "generation_config.json", generation_config)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
+        if finish is not None:
+            finish(folder)
 
 
 def checked_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:
@@ -186,22 +192,24 @@ def checked_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:
     return np.dtype(dtype)
 
 
-def _export_tensors(
-    settings: DecoderSettings, params: Mapping[str, Any], dtype: np.dtype[Any] | None
+def export_tensors(
+    settings: DecoderSettings, leaves: Mapping[str, LazyTensor | jax.Array]
 ) -> dict[str, LazyTensor]:
-    """File tensors of a tree, lazily fetched and cast."""
-    leaves = {
-        leaf: value if isinstance(value, LazyTensor) else from_array(value)
-        for leaf, value in trees.flatten(params).items()
-    }
-    tensors = rules.to_tensors(
+    """The tensors of a Hugging Face file, by name, from leaves by path; nothing is read yet.
+
+    Raises:
+      ConversionError: Leaves missing, unexpected or of another shape.
+    """
+    return rules.to_tensors(
         rules.decoder_rules(settings),
-        leaves,
+        {
+            path: leaf if isinstance(leaf, LazyTensor) else from_array(leaf)
+            for path, leaf in leaves.items()
+        },
         sizes=rules.letter_sizes(settings),
         num_layers=settings.num_layers,
         what="the parameters to save",
     )
-    return {name: cast(tensor, dtype, name=name) for name, tensor in tensors.items()}
 
 
 def _place(tensor: LazyTensor, sharding: jax.sharding.Sharding | None) -> jax.Array:
@@ -255,21 +263,3 @@ def _is_gguf(path: pathlib.Path) -> bool:
     if path.is_file() and path.suffix != ".gguf":
         raise ConversionError(f"{path} is a file; expected a model folder or a .gguf file")
     return path.is_file()
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there; a model folder needs it")
-    try:
-        parsed = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConversionError(f"{path} is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ConversionError(f"{path} holds a {type(parsed).__name__}, not an object")
-    return parsed
-
-
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """A JSON object to a file, same content same bytes."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

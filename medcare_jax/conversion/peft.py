@@ -7,7 +7,6 @@ the alpha that gives our scale at the true rank: 2 alpha at rank 2r.
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -19,9 +18,10 @@ import numpy as np
 
 from medcare_jax import params as trees
 from medcare_jax.conversion import rules, safetensors
-from medcare_jax.conversion.atomic import new_folder
+from medcare_jax.conversion.atomic import Finish, new_folder
+from medcare_jax.conversion.metadata import read_object, write_object
 from medcare_jax.conversion.rules import Op, Rule
-from medcare_jax.conversion.tensors import ConversionError, cast, from_array
+from medcare_jax.conversion.tensors import ConversionError, LazyTensor, cast, from_array
 from medcare_jax.models.families import DecoderSettings
 from medcare_jax.models.folding import joined
 from medcare_jax.settings import AdapterSettings
@@ -39,7 +39,6 @@ _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
     "use_qalora": (False, None),
     "lora_bias": (False, None),
     "modules_to_save": (None, []),
-    "layers_to_transform": (None,),
     "layer_replication": (None,),
     "trainable_token_indices": (None,),
     "target_parameters": (None, []),
@@ -59,6 +58,8 @@ class LoraConfig:
       dropout: `lora_dropout`.
       rank_pattern: Ranks of modules that differ, by a regular expression on their name's end.
       alpha_pattern: The same for alpha.
+      targets: Which modules have factors: ends of their names, or one regular expression.
+      layers: Which layers have factors; None is all.
     """
 
     rank: int
@@ -67,6 +68,16 @@ class LoraConfig:
     dropout: float
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    targets: tuple[str, ...] | str
+    layers: tuple[int, ...] | None
+
+    def is_target(self, module: str, layer: int) -> bool:
+        """Whether a module has factors, as PEFT decides it."""
+        if self.layers is not None and layer not in self.layers:
+            return False
+        if isinstance(self.targets, str):
+            return self.targets == "all-linear" or bool(re.fullmatch(self.targets, module))
+        return any(module == name or module.endswith(f".{name}") for name in self.targets)
 
     def rank_of(self, module: str) -> int:
         """Rank of a module's factors."""
@@ -85,6 +96,7 @@ def save_peft(
     components: Sequence[Mapping[str, Any]],
     *,
     base_name: str = "",
+    finish: Finish | None = None,
 ) -> None:
     """Writes adapter trees as one PEFT adapter, which appears whole or not at all.
 
@@ -94,6 +106,7 @@ def save_peft(
       adapters: Where the scale comes from.
       components: The knowledge tree, the alignment tree, or both (as one of summed rank).
       base_name: What `base_model_name_or_path` says.
+      finish: Called with the written folder before it takes its name; may add files to it.
 
     Raises:
       ConversionError: The target exists, or a tree does not fit the base.
@@ -114,7 +127,9 @@ def save_peft(
     config = adapter_config(ranks, adapters.scale, dropout=adapters.dropout, base_name=base_name)
     with new_folder(path) as folder:
         safetensors.write_file(folder / TENSORS_NAME, tensors)
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_object(folder / CONFIG_NAME, config)
+        if finish is not None:
+            finish(folder)
 
 
 def load_peft(
@@ -133,25 +148,76 @@ def load_peft(
     Raises:
       FileNotFoundError: One of the two files is not there.
       ConversionError: Not a plain LoRA, by the field's name; tensors that do not fit the base.
+
+    Ranks and scales may differ from layer to layer. Then a layer of lower rank, or without
+    factors, has zeros, and a layer of another scale has the ratio in its `lora_b`.
     """
     path = pathlib.Path(path)
     config = read_lora_config(path)
     tensors = safetensors.read_file(path / TENSORS_NAME)
-    ranks = {
-        owner: config.rank_of(rules.module_name(owner))
-        for owner in rules.projections(settings)
-        if any(f".{owner.rpartition('/')[2]}." in name for name in tensors)
+    modules = _modules(config, settings)
+    sizes = rules.letter_sizes(settings)
+    expected = {
+        name: shape
+        for owner, found in modules.items()
+        for module in found.values()
+        for name, shape in _pair_shapes(module, config.rank_of(module), owner, settings, sizes)
     }
-    table, sizes = lora_rules(settings, ranks)
-    leaves = rules.to_leaves(
-        table, tensors, sizes=sizes, num_layers=settings.num_layers, what=str(path)
-    )
-    arrays = {
-        leaf: jnp.asarray(cast(tensor, np.dtype(np.float32), name=leaf)[...])
-        for leaf, tensor in leaves.items()
-    }
-    scales = {owner: config.scale_of(rules.module_name(owner)) for owner in ranks}
-    return trees.unflatten(arrays), scales
+    rules.compare(expected, tensors, what=str(path))
+    leaves: dict[str, Any] = {}
+    scales: dict[str, float] = {}
+    for owner, found in modules.items():
+        scales[owner] = config.scale_of(next(iter(found.values())))
+        leaves |= _stacked(owner, found, tensors, config, settings, scales[owner])
+    return trees.unflatten(leaves), scales
+
+
+def _modules(config: LoraConfig, settings: DecoderSettings) -> dict[str, dict[int, str]]:
+    """The modules that have factors: by the projection's path, torch's name by layer."""
+    modules = {}
+    for owner in rules.projections(settings):
+        names = rules.module_names(owner, settings.num_layers)
+        found = {layer: name for layer, name in enumerate(names) if config.is_target(name, layer)}
+        if found:
+            modules[owner] = found
+    return modules
+
+
+def _pair_shapes(
+    module: str, rank: int, owner: str, settings: DecoderSettings, sizes: Mapping[str, int]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in the file of one module's factors."""
+    pair = pair_rules(PREFIX + module, owner, rules.projections(settings)[owner], "rank")
+    return [(rule.source, rule.file_shape({**sizes, "rank": rank})) for rule in pair]
+
+
+def _stacked(
+    owner: str,
+    modules: Mapping[int, str],
+    tensors: Mapping[str, LazyTensor],
+    config: LoraConfig,
+    settings: DecoderSettings,
+    scale: float,
+) -> dict[str, Any]:
+    """The two leaves of a projection, zeros where a layer has a lower rank or no factors.
+
+    Where a layer's scale is another one, its B holds the ratio.
+    """
+    rank = max(map(config.rank_of, modules.values()))
+    first, second = (rules.letter_sizes(settings)[x] for x in rules.projections(settings)[owner])
+    lora_a = np.zeros((settings.num_layers, first, rank), np.float32)
+    lora_b = np.zeros((settings.num_layers, rank, second), np.float32)
+    for layer, module in modules.items():
+        name, own = PREFIX + module, config.rank_of(module)
+        ratio = np.float32(config.scale_of(module) / scale)
+        lora_a[layer, :, :own] = _wide(tensors, f"{name}.lora_A.weight").T
+        lora_b[layer, :own] = _wide(tensors, f"{name}.lora_B.weight").T * ratio
+    return {f"{owner}/lora_a": jnp.asarray(lora_a), f"{owner}/lora_b": jnp.asarray(lora_b)}
+
+
+def _wide(tensors: Mapping[str, LazyTensor], name: str) -> np.ndarray:
+    """A tensor's values as float32."""
+    return cast(tensors[name], np.dtype(np.float32), name=name)[...]
 
 
 def lora_rules(
@@ -221,7 +287,7 @@ def read_lora_config(folder: pathlib.Path) -> LoraConfig:
     file = folder / CONFIG_NAME
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there; an adapter folder needs it")
-    fields = json.loads(file.read_bytes())
+    fields = read_object(file)
     wrong = [
         f"{name} = {fields[name]!r} (supported: {allowed[0]!r})"
         for name, allowed in _PLAIN_VALUES.items()
@@ -232,6 +298,7 @@ def read_lora_config(folder: pathlib.Path) -> LoraConfig:
     missing = [name for name in ("r", "lora_alpha") if name not in fields]
     if missing:
         raise ConversionError(f"{file} lacks {', '.join(missing)}")
+    targets, layers = fields.get("target_modules") or (), fields.get("layers_to_transform")
     return LoraConfig(
         rank=int(fields["r"]),
         alpha=float(fields["lora_alpha"]),
@@ -239,6 +306,8 @@ def read_lora_config(folder: pathlib.Path) -> LoraConfig:
         dropout=float(fields.get("lora_dropout") or 0.0),
         rank_pattern=fields.get("rank_pattern") or {},
         alpha_pattern=fields.get("alpha_pattern") or {},
+        targets=targets if isinstance(targets, str) else tuple(targets),
+        layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
     )
 
 

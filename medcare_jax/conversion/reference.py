@@ -6,7 +6,6 @@ in that `.bin` (between steps) or in `model.safetensors` beside an empty `.bin` 
 torch keeps every matrix transposed against ours.
 """
 
-import json
 import os
 import pathlib
 import pickle
@@ -20,7 +19,8 @@ import numpy as np
 
 from medcare_jax import params as trees
 from medcare_jax.conversion import peft, rules, safetensors
-from medcare_jax.conversion.atomic import new_folder
+from medcare_jax.conversion.atomic import Finish, new_folder
+from medcare_jax.conversion.metadata import read_object, write_object
 from medcare_jax.conversion.rules import Op, Rule
 from medcare_jax.conversion.tensors import (
     ConversionError,
@@ -105,6 +105,7 @@ def save_reference(
     components: Mapping[str, Mapping[str, Any]],
     *,
     layout: Layout = "final",
+    finish: Finish | None = None,
 ) -> None:
     """Writes adapters as the reference's code would have; appears whole or not at all.
 
@@ -115,6 +116,7 @@ def save_reference(
       components: Trees by name: knowledge and noise (stage 1), or knowledge and alignment.
       layout: Where stage 2 keeps its tensors: `final` in `model.safetensors`, `mid-run` in the
         `.bin`. Stage 1 has one layout.
+      finish: Called with the written folder before it takes its name; may add files to it.
 
     Raises:
       ConversionError: The target exists, or the trees are not those of a stage.
@@ -141,8 +143,10 @@ def save_reference(
         if in_safetensors:
             safetensors.write_file(folder / safetensors.SINGLE_NAME, ffn)
         _save_bin(folder / BIN_NAME, {} if in_safetensors else ffn)
-        _write_json(folder / peft.CONFIG_NAME, _adapter_config(adapters, stage))
-        _write_json(folder / "config.json", _model_config(settings, adapters, stage))
+        write_object(folder / peft.CONFIG_NAME, _adapter_config(adapters, stage))
+        write_object(folder / "config.json", _model_config(settings, adapters, stage))
+        if finish is not None:
+            finish(folder)
 
 
 def _table(
@@ -247,7 +251,7 @@ def _read_settings(folder: pathlib.Path) -> AdapterSettings:
     file = folder / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there; it says how many experts there are")
-    config = json.loads(file.read_bytes())
+    config = read_object(file)
     missing = [
         name
         for name in ("num_experts", "num_experts_per_token", "num_share_experts")
@@ -369,8 +373,3 @@ def _model_config(
             "use_rslora": adapters.use_rslora,
         }
     )
-
-
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """A JSON object to a file."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -80,6 +80,16 @@ def module_name(path: str) -> str:
     return path.replace("model/layers/", "model/layers/{layer}/").replace("/", ".")
 
 
+def module_names(path: str, num_layers: int) -> list[str]:
+    """The torch modules of a projection, one per layer.
+
+    >>> module_names("model/layers/mlp/up_proj", 2)
+    ['model.layers.0.mlp.up_proj', 'model.layers.1.mlp.up_proj']
+    """
+    name = module_name(path)
+    return [name.replace("{layer}", str(layer)) for layer in range(num_layers)]
+
+
 def _projection(name: str, shape: str) -> Rule:
     """A linear layer's weight: torch keeps [out, in]."""
     path = f"model/layers/{name.replace('.', '/')}"

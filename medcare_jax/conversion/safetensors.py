@@ -11,13 +11,19 @@ import os
 import pathlib
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from medcare_jax.conversion.tensors import ConversionError, Index, LazyTensor, contiguous
+from medcare_jax.conversion.tensors import (
+    ConversionError,
+    Index,
+    LazyTensor,
+    contiguous,
+    row_blocks,
+)
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -84,7 +90,7 @@ def read_folder(folder: str | os.PathLike[str]) -> dict[str, LazyTensor]:
 
 
 def write_file(path: pathlib.Path, tensors: Mapping[str, LazyTensor]) -> None:
-    """Writes one safetensors file, one tensor in memory at a time; same input, same bytes."""
+    """Writes one safetensors file, a few rows in memory at a time; same input, same bytes."""
     # Wide dtypes first keeps every block aligned to its own dtype, as the format asks.
     names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -104,8 +110,8 @@ def write_file(path: pathlib.Path, tensors: Mapping[str, LazyTensor]) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            values = contiguous(tensors[name][...])
-            file.write(values.reshape(-1).view(np.uint8).data)
+            for values in _blocks(tensors[name]):
+                file.write(contiguous(values).reshape(-1).view(np.uint8).data)
 
 
 def write_folder(
@@ -130,6 +136,15 @@ def write_folder(
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _blocks(tensor: LazyTensor) -> Iterator[np.ndarray]:
+    """A tensor's values from the first to the last, a few rows at a time."""
+    if not tensor.shape:
+        yield tensor[...]
+        return
+    for rows in row_blocks(tensor):
+        yield tensor[rows]
 
 
 def _plan_shards(tensors: Mapping[str, LazyTensor], shard_bytes: int) -> list[list[str]]:

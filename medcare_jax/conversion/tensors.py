@@ -7,7 +7,7 @@ nothing is in memory but the tensors being copied, and a device that needs a sli
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ Shape = tuple[int, ...]
 Index = tuple[slice, ...]
 
 _PANEL = 128
+_BLOCK_BYTES = 32 * 2**20
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -64,6 +65,17 @@ class LazyTensor:
                 slice(*part.indices(size)[:2]) for part, size in zip(full, self.shape, strict=True)
             )
         )
+
+
+def row_blocks(tensor: LazyTensor, *, nbytes: int = _BLOCK_BYTES) -> Iterator[slice]:
+    """Slices of the first axis that cut a tensor into blocks of about `nbytes`.
+
+    >>> list(row_blocks(from_array(np.zeros((5, 4), np.float32)), nbytes=32))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    rows = tensor.shape[0]
+    step = max(1, nbytes * rows // max(tensor.nbytes, 1))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def from_array(array: np.ndarray | jax.Array) -> LazyTensor:

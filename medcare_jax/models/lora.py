@@ -64,10 +64,15 @@ def low_rank_delta(
     """
     lora_a = jnp.concatenate([each.lora_a.astype(x.dtype) for each in adapters], axis=-1)
     lora_b = jnp.concatenate([each.lora_b.astype(x.dtype) for each in adapters], axis=0)
-    ranks = x @ lora_a
+    # Tokens as one axis: with two, XLA on CPU computes B's gradient by way of a transposed copy
+    # that it fuses with all that came before, at a third of the whole step's time.
+    tokens = x.shape[:-1]
+    ranks = (x.reshape(-1, x.shape[-1]) @ lora_a).reshape(*tokens, -1)
     if any(each.gates is not None for each in adapters):
         ranks = ranks * _joined_gates(adapters, ranks)
-    return (ranks @ lora_b) * jnp.asarray(scale, x.dtype)
+    # Scaled here and not behind B: a tensor of width r instead of f, in both directions.
+    ranks = ranks * jnp.asarray(scale, x.dtype)
+    return (ranks.reshape(-1, ranks.shape[-1]) @ lora_b).reshape(*tokens, -1)
 
 
 def _joined_gates(adapters: Sequence[Factors], ranks: Float[Array, "b t r"]) -> Array:

@@ -75,7 +75,7 @@ def run_stage(run: StageRun, state: TrainState, mesh: Mesh, progress: Progress) 
 
     Args:
       run: What to train with.
-      state: The state before step 1.
+      state: The state before step 1. It is given away: do not use its arrays again.
       mesh: The devices; must be the current mesh (`jax.set_mesh`).
       progress: Told of each finished step.
 

@@ -131,7 +131,7 @@ def test_an_adapter_that_peft_wrote(tmp_path: pathlib.Path) -> None:
         ({"use_dora": True}, "use_dora = True"),
         ({"peft_type": "VERA"}, "peft_type = 'VERA'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"layers_to_transform": [0]}, r"28 unexpected.*\n  \+ .*layers\.1\.mlp"),
         ({"r": 4, "rank_pattern": {}}, "of another shape"),
     ],
 )

@@ -1,0 +1,111 @@
+"""Names of the Hugging Face hub wherever a path may stand: `ORG/NAME` or `ORG/NAME@REVISION`."""
+
+import pathlib
+import re
+from typing import NamedTuple
+
+from medcare_jax.conversion.tensors import ConversionError
+
+# Weights, JSON and what tokenizers consist of; never code, never pickles.
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model")
+DATA_FILES = ("*.json", "*.jsonl", "*.md")
+
+_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
+
+
+class HubName(NamedTuple):
+    """A repository and the revision of it; None is the hub's default branch."""
+
+    repository: str
+    revision: str | None
+
+
+def parse(name: str) -> HubName | None:
+    """What a name says, or None if it cannot be one of the hub.
+
+    >>> parse("Qwen/Qwen1.5-1.8B-Chat@main")
+    HubName(repository='Qwen/Qwen1.5-1.8B-Chat', revision='main')
+    >>> parse("models/sub/folder") is None
+    True
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or any(part.strip(".") == "" for part in match[1].split("/")):
+        return None
+    return HubName(match[1], match[2])
+
+
+def locate(name: str) -> pathlib.Path:
+    """Where a model lies: the path itself if it is there, else the hub's copy of that name.
+
+    The hub's files are fetched into its usual cache, which `HF_HOME` moves; what is in it is not
+    fetched again, and with `HF_HUB_OFFLINE=1` nothing is.
+
+    Raises:
+      FileNotFoundError: Neither a path nor a name of the hub that can be had.
+    """
+    path = pathlib.Path(name)
+    if path.exists() or (found := parse(name)) is None:
+        return path
+    return fetch(found, kind="model", patterns=MODEL_FILES)
+
+
+def fetch(
+    name: HubName, *, kind: str, patterns: tuple[str, ...], target: pathlib.Path | None = None
+) -> pathlib.Path:
+    """Fetches a repository's files of the given patterns, and says where they are.
+
+    Args:
+      name: Repository and revision.
+      kind: `model` or `dataset`.
+      patterns: Which files; nothing else is asked for.
+      target: A folder to write them into, instead of the cache.
+
+    Raises:
+      FileNotFoundError: The hub cannot be reached or has no such repository or revision.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                name.repository,
+                repo_type=kind,
+                revision=name.revision,
+                allow_patterns=list(patterns),
+                local_dir=target,
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        text = str(error).strip().splitlines()
+        raise FileNotFoundError(
+            f"{name.repository} is no path here, and as a name of the hub (revision "
+            f"{name.revision or 'default'}) it cannot be had: "
+            f"{text[0] if text else type(error).__name__}"
+        ) from None
+
+
+def push(folder: pathlib.Path, name: str) -> str:
+    """Uploads a folder as a repository of that name, made (private) if it is not there.
+
+    Returns:
+      The address of the commit.
+
+    Raises:
+      ConversionError: Not a name of the hub.
+      OSError: The hub refused or cannot be reached.
+    """
+    import huggingface_hub
+
+    found = parse(name)
+    if found is None:
+        raise ConversionError(f"--push={name}: expected ORG/NAME or ORG/NAME@BRANCH")
+    hub = huggingface_hub.HfApi()
+    hub.create_repo(found.repository, private=True, exist_ok=True)
+    commit = hub.upload_folder(
+        repo_id=found.repository,
+        folder_path=folder,
+        revision=found.revision,
+        commit_message=f"Upload {folder.name}",
+    )
+    return str(commit.commit_url)
