@@ -69,7 +69,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.check_overlap = True  # stop if an evaluation question is in the training data
 
     config.icd10 = ml_collections.ConfigDict()
-    config.icd10.make = False  # make the demo's tasks in WORKDIR/data; they fill empty `files`
+    # Make the demo's tasks in WORKDIR/data; they fill empty `files` and `evaluation.folder`.
+    config.icd10.make = False
     config.icd10.mka_knowledge = 800  # dialogues
     config.icd10.mka_alignment = 240
     config.icd10.da_alignment = 320
@@ -79,14 +80,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.da = _stage(learning_rate=2e-4, epochs=3)
 
     config.constraint = ml_collections.ConfigDict()
-    config.constraint.kind = "projection"  # projection | penalty | projection+penalty | none
+    # projection | penalty | projection+penalty | none. The subspace is the knowledge's at the
+    # hand-over, also if the knowledge goes on learning.
+    config.constraint.kind = "projection"
     config.constraint.penalty_weight = 1.0  # the paper's lambda
     config.constraint.freeze_knowledge = True  # False with `penalty`: the paper's setting
     config.constraint.tolerance = 1e-5  # singular values below this share of the largest are 0
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 100
-    config.checkpoint.keep = 3  # newest checkpoints kept
+    config.checkpoint.keep = 3  # newest checkpoints kept, at least 2
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.folder = ""  # MedCareData test files; empty: no evaluation

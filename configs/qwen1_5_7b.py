@@ -1,4 +1,4 @@
-r"""Qwen1.5-7B-Chat by the paper's recipe: 128 rows of 3,072 tokens a step, MKA 1 epoch, DA 3.
+r"""Qwen1.5-7B-Chat with the paper's hyper-parameters: 128 rows of 3,072 tokens, 1 + 3 epochs.
 
     python tools/medcare.py --config=configs/qwen1_5_7b.py --workdir=runs/medcare-7b \
         --config.base.path=models/Qwen1.5-7B-Chat \
@@ -6,8 +6,10 @@ r"""Qwen1.5-7B-Chat by the paper's recipe: 128 rows of 3,072 tokens a step, MKA 
         --config.da.files="('data/2-stage/train.json',)" \
         --config.evaluation.folder=data/test
 
-The base and MedCareData are downloaded by the user. Differences from base.py: the global batch is
-cut into microbatches that fit.
+The base and MedCareData are downloaded by the user. Targets and constraint are this project's
+defaults; the paper's own are data.targets=reference, data.over_long=cut, constraint.kind=penalty
+and constraint.freeze_knowledge=False. Difference from base.py: the global batch is cut into
+microbatches.
 """
 
 import ml_collections

@@ -21,13 +21,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.compute.adapter_dtype = "float32"
     config.compute.remat = "none"
     config.icd10.make = True
+    config.icd10.mka_knowledge = 640
+    config.icd10.mka_alignment = 160
+    config.icd10.da_alignment = 240
+    config.icd10.test = 100
     config.data.row_length = 256
     config.data.rows = 6
     config.mka.learning_rate = 5e-4
-    config.mka.epochs = 1
     config.da.learning_rate = 5e-4
     config.da.epochs = 1
     config.checkpoint.every_steps = 10
+    config.evaluation.batch = 40
     config.evaluation.max_new_tokens = 64
     config.export.dtype = "float32"
     return config

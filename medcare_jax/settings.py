@@ -242,7 +242,7 @@ class CheckpointSettings:
 
     def __post_init__(self) -> None:
         _at_least("every_steps", self.every_steps, 1)
-        _at_least("keep", self.keep, 1)
+        _at_least("keep", self.keep, 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -308,7 +309,8 @@ def _load_bin(path: pathlib.Path) -> dict[str, LazyTensor]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there; a reference checkpoint needs it")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ConversionError(
             f"{path} is truncated or is not plain tensors ({type(error).__name__}); refused"

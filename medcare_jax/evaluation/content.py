@@ -18,7 +18,8 @@ class StageCurve:
       loss: mean negative log-likelihood per target token, nats.
       learning_rate: of the update at that step.
       tokens_per_second: throughput, over all devices.
-      leak: largest ||Q^T A|| / ||A|| over projections; empty where nothing is constrained.
+      leak: largest ||Q^T A|| / ||A|| over projections; empty where there is no alignment.
+      leak_limit: what the constraint promises of `leak`; None if it promises nothing.
     """
 
     name: str
@@ -27,6 +28,7 @@ class StageCurve:
     learning_rate: tuple[float, ...]
     tokens_per_second: tuple[float, ...]
     leak: tuple[float, ...] = ()
+    leak_limit: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses arrays of other lengths and numbers that are not finite."""

@@ -22,7 +22,6 @@ from medcare_jax.evaluation.comparison import (
 from medcare_jax.evaluation.content import RunReport, StageCurve, flat_items
 from medcare_jax.evaluation.style import STYLE
 
-LEAK_LIMIT = 1e-6
 _VERDICTS = {"better": "better", "worse": "worse", "unclear": "no clear change"}
 
 
@@ -67,9 +66,10 @@ def stage_facts(stage: StageCurve) -> list[tuple[str, str]]:
     ]
     if stage.leak:
         worst = max(stage.leak)
-        verdict = "holds" if worst <= LEAK_LIMIT else "BROKEN"
         facts.append(("largest drift", f"{worst:.2e}"))
-        facts.append((f"drift limit {LEAK_LIMIT:g}", verdict))
+        if stage.leak_limit is not None:
+            verdict = "holds" if worst <= stage.leak_limit else "BROKEN"
+            facts.append((f"drift limit {stage.leak_limit:g}", verdict))
     return facts
 
 
@@ -219,7 +219,7 @@ def _stage(stage: StageCurve) -> str:
     ]
     if stage.leak:
         hint = "largest ‖QᵀA‖ / ‖A‖ over projections"
-        limits = {"limit": LEAK_LIMIT, "use_log": True}
+        limits = {"limit": stage.leak_limit, "use_log": True}
         curves.append(("orthogonality drift", hint, stage.leak, limits))
     columns = 2 if len(curves) == 4 else 3
     charts = [_figure(stage, *curve, width=1040 // columns) for curve in curves]

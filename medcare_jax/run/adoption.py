@@ -1,5 +1,6 @@
 """Workdirs made of foreign weights, from which `tools/medcare.py` goes on."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,6 +19,7 @@ from medcare_jax.run.context import Run
 from medcare_jax.run.facts import run_facts
 from medcare_jax.run.job import open_run
 from medcare_jax.run.progress import Display
+from medcare_jax.run.workdir import write_json
 from medcare_jax.settings import Settings
 from medcare_jax.sharding import make_mesh, tree_shardings
 from medcare_jax.training.optimizer import make_optimizer
@@ -80,6 +82,8 @@ def adopt(
                 f"config.base.path is {settings.base.path} with digest {run.base.digest}; the "
                 f"source's base is {source.base.name} with {source.base.digest}"
             )
+        write_json(folder / "config.json", dataclasses.asdict(settings))
+        write_json(folder / "data_report.json", run.data.report)
         if source.parts:
             _write_stages(run, source, role, resume_at)
     begins = "the first stage" if not source.parts else resume_at

@@ -1,6 +1,5 @@
 """How a command of tools/ begins and ends: flags, warnings that are noise, errors on one screen."""
 
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,7 +17,6 @@ def run(main: Callable[[], None]) -> None:
     Exit code 0 also when the process was told to end and has saved; 1 with a message on one
     screen for what the user can mend; a traceback for anything else, which is a defect of ours.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app.run(lambda argv: _guarded(main, argv))
 
 

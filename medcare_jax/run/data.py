@@ -59,9 +59,17 @@ def open_data(
         if evaluation.folder
         else []
     )
-    report = {name: dataclasses.asdict(each.report) for name, each in batches.items()}
+    report: dict[str, Any] = {
+        name: dataclasses.asdict(each.report) | {"steps": total_steps(stages[name], each)}
+        for name, each in batches.items()
+    }
     report["overlap"] = _check_overlap(settings, tasks) if tasks else None
     return RunData(batches["mka"], batches["da"], tasks, report)
+
+
+def total_steps(recipe: StageSettings, batches: TrainingBatches) -> int:
+    """Where a stage ends: after its epochs, or earlier if it is told to."""
+    return min(recipe.max_steps or batches.num_batches, batches.num_batches)
 
 
 def _with_demo_tasks(settings: Settings, workdir: pathlib.Path) -> Settings:

@@ -26,7 +26,7 @@ of the base model and of the training data apply to it.
 | adapters | rank {rank}, alpha {alpha} |
 | noise aggregator | {experts} experts, {chosen} per token; dropped before DA |
 | constraint of DA | {constraint}, knowledge {frozen} |
-| weights folded in | float32, rounded once to {dtype} |
+| weights | adapters folded in in float32, written in {dtype} |
 
 ## Training data
 
@@ -51,8 +51,8 @@ def model_card(
         base=base,
         digest=digest,
         version=version,
-        mka_steps=data["mka"]["num_batches"],
-        da_steps=data["da"]["num_batches"],
+        mka_steps=data["mka"]["steps"],
+        da_steps=data["da"]["steps"],
         rank=settings.adapters.rank,
         alpha=settings.adapters.alpha,
         experts=settings.adapters.experts,

@@ -1,6 +1,7 @@
 """What a run leaves behind for a person: scores, the exported model, the report."""
 
 import dataclasses
+import hashlib
 import pathlib
 import shutil
 from typing import Any
@@ -9,6 +10,7 @@ from medcare_jax import distributed
 from medcare_jax.conversion.huggingface import save_huggingface
 from medcare_jax.evaluation.evaluator import evaluate
 from medcare_jax.evaluation.report import RunReport, StageCurve, write_report
+from medcare_jax.evaluation.tasks import Task
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.folding import fold
 from medcare_jax.params import Tree, digest, merge
@@ -22,6 +24,8 @@ from medcare_jax.training.history import read_history
 from medcare_jax.training.loop import StoppedEarly
 from medcare_jax.version import __version__
 
+# What the projection promises of ||Q^T A|| / ||A|| with float32 masters.
+LEAK_LIMIT = 1e-6
 STAGE_NAMES = {"mka": "MKA: knowledge aggregation", "da": "DA: downstream alignment"}
 
 
@@ -31,8 +35,9 @@ def data_summary(data: RunData) -> str:
     over_long = sum(f["over_long"] for name in kept for f in data.report[name]["files"])
     items = sum(len(task.items) for task in data.tasks)
     return (
-        f"{kept['mka']} dialogues in {data.mka.num_batches} steps of MKA, {kept['da']} in "
-        f"{data.da.num_batches} steps of DA, {over_long} over-long; {items} evaluation items, "
+        f"{kept['mka']} dialogues in {data.report['mka']['steps']} steps of MKA, {kept['da']} in "
+        f"{data.report['da']['steps']} steps of DA, {over_long} over-long; {items} "
+        "evaluation items, "
         + ("none of them in the training data" if _is_clean(data) else "overlap with training data")
     )
 
@@ -47,7 +52,8 @@ def score(run: Run, name: str, components: Components, trees: dict[str, Tree]) -
     path = run.workdir / "evaluation" / f"{name}.json"
     asked = {
         "weights": digest(merge(trees)),
-        "tasks": [[task.name, len(task.items)] for task in run.data.tasks],
+        "tasks": _tasks_digest(run.data.tasks),
+        "write_samples": run.settings.evaluation.write_samples,
         "max_new_tokens": run.settings.evaluation.max_new_tokens,
     }
     known = read_json(path)
@@ -63,7 +69,7 @@ def score(run: Run, name: str, components: Components, trees: dict[str, Tree]) -
             done += items
             bar.update(done, {})
             if distributed.must_stop():
-                raise StoppedEarly(f"stopped while scoring {name}; what was finished is kept")
+                raise StoppedEarly(f"stopped while scoring {name}; training so far is kept")
 
         scores = evaluate(
             run.decoder(components),
@@ -84,6 +90,11 @@ def score(run: Run, name: str, components: Components, trees: dict[str, Tree]) -
             f"  {task:<18} {result['metric']:<12} {100 * headline['score']:5.1f} % "
             f"({100 * headline['low']:.1f} to {100 * headline['high']:.1f})"
         )
+
+
+def _tasks_digest(tasks: list[Task]) -> str:
+    """What stands for all items of all tasks, so that edited test files are scored again."""
+    return hashlib.sha256(repr([(task.name, task.items) for task in tasks]).encode()).hexdigest()
 
 
 def _samples_path(run: Run, name: str) -> pathlib.Path | None:
@@ -132,7 +143,10 @@ def report(run: Run) -> None:
     content = RunReport(
         title=f"MedCare on {run.base.name}",
         base=run.base.name,
-        stages=tuple(_curve(run.workdir, name) for name in STAGE_NAMES),
+        stages=tuple(
+            _curve(run.workdir, name, is_projected=run.settings.constraint.use_projection)
+            for name in STAGE_NAMES
+        ),
         scores={name: result["scores"] for name, result in found.items() if result},
         data=run.data.report,
         settings=dataclasses.asdict(run.settings),
@@ -145,7 +159,7 @@ def report(run: Run) -> None:
         run.display.line(f"report: {path}")
 
 
-def _curve(workdir: pathlib.Path, stage: str) -> StageCurve:
+def _curve(workdir: pathlib.Path, stage: str, *, is_projected: bool) -> StageCurve:
     """The record of a stage as the report wants it."""
     lines = read_history(workdir / stage / "metrics.jsonl")
 
@@ -159,4 +173,5 @@ def _curve(workdir: pathlib.Path, stage: str) -> StageCurve:
         learning_rate=column("learning_rate"),
         tokens_per_second=column("tokens_per_second"),
         leak=column("leak") if stage == "da" else (),
+        leak_limit=LEAK_LIMIT if stage == "da" and is_projected else None,
     )

@@ -31,15 +31,15 @@ class Display:
         """One line of news."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def bar(self, name: str, total: int, *, done: int = 0) -> "Bar":
+    def bar(self, name: str, total: int) -> "Bar":
         """A progress bar, to be used as a context manager."""
-        return Bar(self.console, name, total, done)
+        return Bar(self.console, name, total)
 
 
 class Bar:
     """Progress of one part: a bar in a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, console: Console, name: str, total: int, done: int) -> None:
+    def __init__(self, console: Console, name: str, total: int) -> None:
         self._console, self._name, self._total = console, name, total
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -52,9 +52,9 @@ class Bar:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task(name, total=total, completed=done, news="compiling")
-        self._first, self._last_line = done, 0.0
-        self._start = time.monotonic()
+        self._task = self._progress.add_task(name, total=total, news="compiling")
+        self._first: int | None = None
+        self._last_line = self._start = 0.0
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -73,12 +73,15 @@ class Bar:
         news = _news(numbers)
         self._progress.update(self._task, completed=step, news=news)
         now = time.monotonic()
+        if self._first is None:  # compiling and what was done before tell nothing of the speed
+            self._first, self._start = step, now
         is_due = now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._total
         if is_due and not self._console.is_terminal:
-            left = (now - self._start) / max(1, step - self._first) * (self._total - step)
-            self._console.print(
-                f"{self._name} {step}/{self._total} {news} ETA {left:.0f} s", soft_wrap=True
-            )
+            eta = ""
+            if step > self._first:
+                left = (now - self._start) / (step - self._first) * (self._total - step)
+                eta = f"ETA {left:.0f} s"
+            self._console.print(f"{self._name} {step}/{self._total} {news} {eta}", soft_wrap=True)
             self._last_line = now
 
 

@@ -237,8 +237,6 @@ def _shape(text: str) -> tuple[tuple[int, ...], Any]:
 def _place(tree: Tree, mesh: Mesh) -> Tree:
     """An adapter tree on the mesh."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.device_put(
-            leaf, sharding_for(mesh, path_name(path), leaf.shape)
-        ),
+        lambda path, leaf: jax.device_put(leaf, sharding_for(mesh, path_name(path), leaf.shape)),
         tree,
     )

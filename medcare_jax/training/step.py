@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from medcare_jax.data.packing import Batch
 from medcare_jax.models.decoder import Decoder, output_matrix
-from medcare_jax.orthogonality import max_leak, overlap_penalty
+from medcare_jax.orthogonality import max_leak, overlap_penalty, project_tree
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE, Tree, merge
 from medcare_jax.settings import ConstraintSettings
 from medcare_jax.training.loss import next_tokens, summed_nll
@@ -124,6 +124,9 @@ def make_train_step(
         overlap = jnp.zeros((), jnp.float32)
         if constraint is not None and constraint.use_penalty:
             overlap, slope = jax.value_and_grad(penalty)(state.learning, frozen)
+            if constraint.use_projection:
+                # What will be projected out of the update must not fill Adam's moments first.
+                slope = project_tree(slope, state.basis)
             grads = jax.tree.map(lambda g, p: g + constraint.penalty_weight * p, grads, slope)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in Adam's step count
             updates, optimizer_state = optimizer.update(

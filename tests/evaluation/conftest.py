@@ -42,7 +42,13 @@ def curve(name, steps, *, has_leak):
     draw = lambda low, high: tuple(random.uniform(low, high, steps).tolist())
     leak = draw(2e-8, 9e-8) if has_leak else ()
     return StageCurve(
-        name, tuple(range(1, steps + 1)), draw(1, 3), draw(0, 4e-4), draw(300, 500), leak
+        name,
+        tuple(range(1, steps + 1)),
+        draw(1, 3),
+        draw(0, 4e-4),
+        draw(300, 500),
+        leak,
+        1e-6 if has_leak else None,
     )
 
 

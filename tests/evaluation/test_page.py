@@ -115,7 +115,8 @@ def test_every_fact_is_the_inputs(report):
 def test_facts_of_a_stage():
     losses = tuple(float(i) for i in range(20, 0, -1))
     rates, speeds = tuple(i / 1e5 for i in range(20)), tuple(float(i) for i in range(400, 420))
-    stage = StageCurve("DA", tuple(range(1, 21)), losses, rates, speeds, (3e-8,) * 19 + (2e-6,))
+    leaks = (3e-8,) * 19 + (2e-6,)
+    stage = StageCurve("DA", tuple(range(1, 21)), losses, rates, speeds, leaks, leak_limit=1e-6)
     facts = dict(stage_facts(stage))
     assert facts["steps"] == "20"
     assert facts["loss, first step"] == "20.0000"
@@ -126,6 +127,9 @@ def test_facts_of_a_stage():
     assert facts["drift limit 1e-06"] == "BROKEN"
     calm = dataclasses.replace(stage, leak=(3e-8,) * 20)
     assert dict(stage_facts(calm))["drift limit 1e-06"] == "holds"
+    free = dict(stage_facts(dataclasses.replace(stage, leak_limit=None)))
+    assert "drift limit 1e-06" not in free  # without a projection nothing was promised
+    assert float(free["largest drift"]) == 2e-6
 
 
 def test_what_was_left_out_is_said(report):

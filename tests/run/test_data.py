@@ -48,7 +48,7 @@ def test_the_demo_tasks_fill_empty_file_lists(settings, tmp_path):
     assert (tmp_path / "data" / "2-stage" / "train.json").is_file()
     assert [task.name for task in data.tasks] == ["icd10_unseen", "icd10_retained", "icd10_coding"]
     assert data.report["overlap"]["overlaps"] == ()
-    assert data.report["mka"]["num_batches"] == data.mka.num_batches
+    assert data.report["mka"]["steps"] == data.mka.num_batches
     json.dumps(data.report)
 
 

@@ -7,9 +7,7 @@ from medcare_jax.settings import make_settings
 
 def test_base_stages_constraint_and_data_are_named():
     file = {"path": "folder/a.json", "kept": 12, "tokens": 345, "sha256": "beef"}
-    data = {
-        name: {"num_batches": steps, "files": [file]} for name, steps in (("mka", 7), ("da", 3))
-    }
+    data = {name: {"steps": steps, "files": [file]} for name, steps in (("mka", 7), ("da", 3))}
     settings = make_settings(tiny.get_config())
     card = model_card(settings, base="Some-Base", digest="c0ffee", data=data, version="9.9")
     for expected in (

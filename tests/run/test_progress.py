@@ -8,8 +8,8 @@ def test_lines_tell_step_loss_and_speed(capsys):
         bar.update(1, {"loss": 1.25, "tokens_per_second": 321.0, "leak": 0.0})
         bar.update(2, {"loss": 1.0, "tokens_per_second": 300.0, "leak": 2e-7})
     shown = capsys.readouterr().err
-    assert "mka 1/2 loss 1.2500  321 tok/s ETA" in shown
-    assert "leak 2.0e-07" in shown
+    assert "mka 1/2 loss 1.2500  321 tok/s" in shown
+    assert "mka 2/2 loss 1.0000  300 tok/s  leak 2.0e-07 ETA 0 s" in shown
 
 
 def test_other_processes_are_silent(capsys):

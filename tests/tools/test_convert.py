@@ -11,18 +11,16 @@ import struct
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from absl import app, flags
 
 from medcare_jax.conversion import fold, load_base, load_peft, load_reference
-from medcare_jax.conversion.bases import byte_tokenizer
 from medcare_jax.conversion.huggingface import save_huggingface
-from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, flatten, merge
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, merge
 from medcare_jax.run import command
-from medcare_jax.run.restore import open_model, read_adapters
+from medcare_jax.run.restore import open_model
 from tests.run.workdirs import make_workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -48,7 +46,7 @@ def convert(tool, capsys):
     def run(*arguments):
         flags.FLAGS.unparse_flags()
         for name in flags.FLAGS:
-            flags.FLAGS[name].using_default_value or flags.FLAGS[name].unparse()
+            flags.FLAGS[name].unparse()
         rest = flags.FLAGS(["convert.py", *map(str, arguments)])
         try:
             command._guarded(tool.main, rest)
@@ -301,38 +299,11 @@ class TestOurRun:
 
 @pytest.mark.torch
 class TestCheckpoint:
-    """Foreign adapters become a workdir that the job resumes from."""
+    """Foreign adapters become a workdir that the job resumes from (see tests/run)."""
 
-    @pytest.fixture
-    def sources(self, made, to):
-        pytest.importorskip("torch")
-        workdir, base = made
-        stage_one = to("reference", workdir.workdir, "--stage=mka", name="stage-1")
-        return workdir, base, stage_one
-
-    def test_stage_one(self, sources, to):
-        workdir, base, stage_one = sources
-        config = (f"--config={ROOT / 'configs/tiny.py'}", f"--config.base.path={base}")
-        flag = (f"--base={base}", *config, "--config.mesh.fsdp=1", "--config.mesh.data=8")
-        done = read_adapters(to("checkpoint", stage_one, *flag, name="da"), stage="mka")
-        assert done.step == 4  # of 4: DA is next
-        begins = to("checkpoint", stage_one, *flag, "--resume_at=mka", name="mka")
-        begins = read_adapters(begins, stage="mka")
-        assert begins.step == 0
-        for found in (done, begins):
-            for name in (KNOWLEDGE, NOISE):
-                assert digest(found.trees[name]) == digest(workdir.trees["mka", 3][name])
-
-    def test_a_mistaken_config(self, sources, refused, tmp_path):
-        _, base, stage_one = sources
-        config = (f"--config={ROOT / 'configs/tiny.py'}", "--config.mesh.data=8")
-        said = refused("checkpoint", stage_one, f"--base={base}")
+    def test_it_needs_the_config_of_the_run(self, golden, refused):
+        said = refused("checkpoint", golden / "mka", f"--base={golden / 'base'}")
         assert "name that run with --config" in said
-        said = refused("checkpoint", stage_one, f"--base={base}", *config)
-        assert "config.base.path is random" in said
-        small = (*config, f"--config.base.path={base}", "--config.adapters.rank=2")
-        said = refused("checkpoint", stage_one, f"--base={base}", *small)
-        assert "raise adapters.rank" in said
 
 
 def make_plain(folder, **changes):
@@ -444,8 +415,7 @@ class TestBadInput:
         kept = {name: tensor for name, tensor in kept.items() if ".switch." not in name}
         torch.save(kept, path)
         base = f"--base={golden / 'base'}"
-        config = (f"--config={ROOT / 'configs/tiny.py'}", "--config.mesh.data=8")
-        said = refused("checkpoint", folder, base, *config)
+        said = refused("checkpoint", folder, base)
         assert "has no router" in said
         to("huggingface", folder, base)  # the knowledge does not need them
 
