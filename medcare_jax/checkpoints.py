@@ -9,7 +9,6 @@ never used. The newest good one is taken.
     FOLDER/rejected/120/                           one that did not match its manifest
 """
 
-import hashlib
 import json
 import logging
 import pathlib
@@ -22,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from medcare_jax.files import file_digest, write_json
 from medcare_jax.sharding import path_name
 
 MANIFEST = "manifest.json"
-_BLOCK = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -154,9 +153,7 @@ class Checkpoints:
 
 def sign(folder: pathlib.Path) -> None:
     """Writes the manifest of a finished checkpoint folder, at once or not at all."""
-    draft = folder / f"{MANIFEST}.part"
-    draft.write_text(json.dumps(file_digests(folder), indent=1, sort_keys=True))
-    draft.rename(folder / MANIFEST)
+    write_json(folder / MANIFEST, file_digests(folder))
 
 
 def file_digests(folder: pathlib.Path) -> dict[str, str]:
@@ -165,7 +162,7 @@ def file_digests(folder: pathlib.Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): file_digest(path)
         for path in files
-        if path.name not in (MANIFEST, f"{MANIFEST}.part")
+        if path.name not in (MANIFEST, f".{MANIFEST}.part")
     }
 
 
@@ -206,15 +203,6 @@ def _set_aside_bad(folder: pathlib.Path) -> Iterator[str]:
         message = f"checkpoint {path} is not used: {fault}; moved to {target}"
         logging.getLogger(__name__).warning(message)
         yield message
-
-
-def file_digest(path: pathlib.Path) -> str:
-    """The sha256 of a file, read in blocks."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            total.update(block)
-    return total.hexdigest()
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -7,7 +7,9 @@ any host into one step after which all hosts save and leave.
 import itertools
 import logging
 import os
+import signal
 import socket
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -34,6 +36,7 @@ def start() -> None:
         return
     # One process needs no peer; the service only listens on this machine.
     logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
+    signal.signal(signal.SIGINT, _on_interrupt)
     address = f"127.0.0.1:{_free_port()}"
     jax.distributed.initialize(
         coordinator_address=address,
@@ -59,6 +62,13 @@ def must_stop() -> bool:
     if jax.distributed.is_initialized() and not _is_stopping:
         _is_stopping = multihost_utils.reached_preemption_sync_point(next(_calls))
     return _is_stopping
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C asks for a saved stop, as SIGTERM does; a second one ends the process at once."""
+    global _is_stopping
+    _is_stopping = True
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def is_first() -> bool:

@@ -73,13 +73,26 @@ def test_one_process_is_a_cluster_of_its_own():
     assert in_a_process(program) == ["True", "1", "True"]
 
 
-def test_sigterm_is_noticed_and_does_not_kill():
-    program = """
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_is_noticed_and_does_not_kill(name):
+    program = f"""
 print(distributed.must_stop())
-os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), signal.{name})
 deadline = time.monotonic() + 60
 while not distributed.must_stop() and time.monotonic() < deadline:
     time.sleep(0.1)
 print(distributed.must_stop())
 """
     assert in_a_process(program) == ["False", "True"]
+
+
+def test_a_second_interrupt_ends_at_once():
+    program = """
+os.kill(os.getpid(), signal.SIGINT)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("ended")
+"""
+    assert in_a_process(program) == ["ended"]

@@ -1,10 +1,12 @@
-"""Prepares training data once: your own files for many hosts, or the ICD-10-CM demo tasks.
+"""Prepares training data once: from the hub, your own files for many hosts, or the demo tasks.
 
 python tools/prepare_data.py --input=a.json,b.jsonl --output=DIR [--split=train] [--shards=8]
 python tools/prepare_data.py --icd10=DIR [--seed=0]
+python tools/prepare_data.py --hub=BlueZeros/MedCareData --output=DIR
 """
 
 import json
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +17,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for the array_record files
 _SPLIT = flags.DEFINE_string("split", "train", "Name of the split made from --input.")
 _SHARDS = flags.DEFINE_integer("shards", None, "Files the split is cut into; unset: by size.")
 _ICD10 = flags.DEFINE_string("icd10", None, "Folder for demo tasks made from ICD-10-CM.")
+_HUB = flags.DEFINE_string("hub", None, "Data set of the hub to fetch: ORG/NAME@REVISION.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the demo tasks.")
 
 
@@ -22,10 +25,16 @@ def main(argv: Sequence[str]) -> None:
     """Does what the flags say, or says on one screen what is wrong with them."""
     if len(argv) > 1:
         raise app.UsageError(f"Expected flags only, got {argv[1]!r}. Several files: --input=A,B.")
-    if bool(_INPUT.value) == bool(_ICD10.value) or bool(_INPUT.value) != bool(_OUTPUT.value):
-        raise app.UsageError("Give either --input=FILE[,FILE] with --output=DIR, or --icd10=DIR.")
+    ways = [bool(way) for way in (_INPUT.value, _ICD10.value, _HUB.value)]
+    if sum(ways) != 1 or bool(_OUTPUT.value) == bool(_ICD10.value):
+        raise app.UsageError(
+            "Give either --input=FILE[,FILE] or --hub=ORG/NAME, each with --output=DIR, or "
+            "--icd10=DIR."
+        )
     try:
-        if _ICD10.value:
+        if _HUB.value:
+            _fetch()
+        elif _ICD10.value:
             _write_demo()
         else:
             _prepare_files()
@@ -42,6 +51,16 @@ def _prepare_files() -> None:
     folder = prepare({_SPLIT.value: _INPUT.value}, _OUTPUT.value, shards=_SHARDS.value)
     count = tfds.builder_from_directory(folder).info.splits[_SPLIT.value].num_examples
     print(f"{folder}/{_SPLIT.value}: {count} records. Name it in a config's `files`.")
+
+
+def _fetch() -> None:
+    """A data set of the hub to a folder."""
+    from medcare_jax.conversion import hub
+
+    files = hub.fetch_data(_HUB.value, pathlib.Path(_OUTPUT.value))
+    for path in files:
+        print(path)
+    print("Name the training files in a config's `files`, the folder of tests in `evaluation`.")
 
 
 def _write_demo() -> None:

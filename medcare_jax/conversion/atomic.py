@@ -4,12 +4,13 @@ import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from medcare_jax.conversion.tensors import ConversionError
 
-# Called with a folder that is written but has not taken its name yet.
-Finish = Callable[[pathlib.Path], None]
+# Called with a folder that is written but has not taken its name yet, and the sha256 by name of
+# those of its files that were hashed while they were written.
+Finish = Callable[[pathlib.Path, Mapping[str, str]], None]
 
 
 @contextlib.contextmanager

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from medcare_jax.checkpoints import file_digest
 from medcare_jax.conversion import hub
 from medcare_jax.conversion.embedded import find_embedded_model
 from medcare_jax.conversion.huggingface import load_base, load_generation_config, load_tokenizer
+from medcare_jax.files import file_digest
 from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.families import DecoderSettings, decoder_settings
@@ -93,14 +93,10 @@ def locate(settings: BaseSettings) -> pathlib.Path:
 def name_of(settings: BaseSettings) -> str:
     """What reports and cards call a base.
 
-    >>> name_of(BaseSettings(path="models/tiny")), name_of(BaseSettings(path="Qwen/Qwen3-8B@main"))
-    ('tiny', 'Qwen/Qwen3-8B@main')
+    >>> name_of(BaseSettings(path="embedded"))
+    'SmolLM2-135M-Instruct'
     """
-    if settings.path == EMBEDDED:
-        return EMBEDDED_NAME
-    path = pathlib.Path(settings.path)
-    on_hub = not path.exists() and hub.parse(settings.path) is not None
-    return settings.path if on_hub else path.name
+    return EMBEDDED_NAME if settings.path == EMBEDDED else hub.label(settings.path)
 
 
 def base_digest(path: pathlib.Path) -> str:
@@ -122,11 +118,12 @@ def byte_tokenizer() -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    vocabulary = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    letters: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+    vocabulary = {letter: byte for byte, letter in letters.items()}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=inner,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -142,8 +139,8 @@ def _random(fields: Mapping[str, Any], mesh: Mesh, *, dtype: Any, seed: int) -> 
     tokens = jnp.zeros((1, 1), jnp.int32)
 
     def make(key: jax.Array) -> Tree:
-        params = decoder.init(key, tokens, tokens, tokens + 1)["params"]
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        params: Tree = decoder.init(key, tokens, tokens, tokens + 1)["params"]
+        return dict(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
 
     key = jax.random.key(seed)
     shapes = flatten(jax.eval_shape(make, key))

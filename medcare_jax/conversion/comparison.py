@@ -131,7 +131,7 @@ def _run_layers(model: StreamedModel, states: jax.Array, segments: jax.Array) ->
         parts = (model.settings, model.adapters, model.components, _FLOAT32)
         states = _block(parts, params, states, segments)
     scale = {"scale": _wide(model.leaves["model/norm/scale"][...])}
-    return RMSNorm(model.settings.rms_norm_eps).apply({"params": scale}, states)
+    return jnp.asarray(RMSNorm(model.settings.rms_norm_eps).apply({"params": scale}, states))
 
 
 def _output_blocks(model: StreamedModel) -> Iterator[np.ndarray]:

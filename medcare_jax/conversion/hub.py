@@ -2,8 +2,10 @@
 
 import pathlib
 import re
+import shutil
 from typing import NamedTuple
 
+from medcare_jax.conversion.atomic import new_folder
 from medcare_jax.conversion.tensors import ConversionError
 
 # Weights, JSON and what tokenizers consist of; never code, never pickles.
@@ -34,6 +36,16 @@ def parse(name: str) -> HubName | None:
     return HubName(match[1], match[2])
 
 
+def label(name: str) -> str:
+    """What reports and cards call what a name stands for.
+
+    >>> label("models/qwen/tiny"), label("Qwen/Qwen3-8B@main")
+    ('tiny', 'Qwen/Qwen3-8B@main')
+    """
+    path = pathlib.Path(name)
+    return path.name if path.exists() or parse(name) is None else name
+
+
 def locate(name: str) -> pathlib.Path:
     """Where a model lies: the path itself if it is there, else the hub's copy of that name.
 
@@ -49,16 +61,13 @@ def locate(name: str) -> pathlib.Path:
     return fetch(found, kind="model", patterns=MODEL_FILES)
 
 
-def fetch(
-    name: HubName, *, kind: str, patterns: tuple[str, ...], target: pathlib.Path | None = None
-) -> pathlib.Path:
+def fetch(name: HubName, *, kind: str, patterns: tuple[str, ...]) -> pathlib.Path:
     """Fetches a repository's files of the given patterns, and says where they are.
 
     Args:
       name: Repository and revision.
       kind: `model` or `dataset`.
       patterns: Which files; nothing else is asked for.
-      target: A folder to write them into, instead of the cache.
 
     Raises:
       FileNotFoundError: The hub cannot be reached or has no such repository or revision.
@@ -73,7 +82,6 @@ def fetch(
                 repo_type=kind,
                 revision=name.revision,
                 allow_patterns=list(patterns),
-                local_dir=target,
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -83,6 +91,36 @@ def fetch(
             f"{name.revision or 'default'}) it cannot be had: "
             f"{text[0] if text else type(error).__name__}"
         ) from None
+
+
+def fetch_data(name: str, target: pathlib.Path) -> list[pathlib.Path]:
+    """Fetches a data set's JSON files into a new folder; it appears whole or not at all.
+
+    Args:
+      name: `ORG/NAME` or `ORG/NAME@REVISION`.
+      target: The folder; must not exist.
+
+    Returns:
+      The files, sorted.
+
+    Raises:
+      ConversionError: Not a name of the hub; the target exists; no JSON file there.
+      FileNotFoundError: The hub cannot be reached or has no such data set.
+    """
+    found = parse(name)
+    if found is None:
+        raise ConversionError(f"{name!r} is no name of the hub; expected ORG/NAME or ORG/NAME@REV")
+    with new_folder(target) as folder:
+        # By way of the cache, so that what was fetched before a break is not fetched again.
+        source = fetch(found, kind="dataset", patterns=DATA_FILES)
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        names = [path.relative_to(folder) for path in folder.rglob("*.json*")]
+        if not names:
+            raise ConversionError(f"{name} holds no JSON file")
+    return sorted(target / path for path in names)
 
 
 def push(folder: pathlib.Path, name: str) -> str:

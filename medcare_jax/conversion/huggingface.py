@@ -64,14 +64,15 @@ def load_base(
     target = checked_dtype(dtype)
     leaves = rules.to_leaves(
         rules.decoder_rules(settings),
-        tensors,
+        # Cast before layers are stacked, so that what is cast at once is small.
+        {name: cast(tensor, target, name=name) for name, tensor in tensors.items()},
         sizes=rules.letter_sizes(settings),
         num_layers=settings.num_layers,
         what=str(path),
     )
     placed = {
         leaf: _place(
-            cast(tensor, target, name=leaf),
+            tensor,
             sharding_for(leaf, tensor.shape) if sharding_for else None,
         )
         for leaf, tensor in leaves.items()
@@ -147,7 +148,7 @@ def save_huggingface(
       shard_bytes: Most bytes of values in one safetensors file.
       card: Markdown of the model card (`README.md`).
       generation_config: Content of `generation_config.json`, as `load_generation_config` gives.
-      finish: Called with the written folder before it takes its name; may add files to it.
+      finish: Called before the folder takes its name; see `atomic.Finish`. It may add files.
 
     Raises:
       ConversionError: The target exists; leaves missing, unexpected or of another shape; the
@@ -164,7 +165,7 @@ def save_huggingface(
         **{name: value for name, value in (generation_config or {}).items() if name in _TOKEN_IDS},
     }
     with new_folder(path) as folder:
-        safetensors.write_folder(folder, tensors, shard_bytes=shard_bytes)
+        written = safetensors.write_folder(folder, tensors, shard_bytes=shard_bytes)
         write_object(folder / "config.json", config)
         if generation_config:
             write_object(folder / "generation_config.json", generation_config)
@@ -173,7 +174,7 @@ def save_huggingface(
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
         if finish is not None:
-            finish(folder)
+            finish(folder, written)
 
 
 def checked_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:

@@ -106,7 +106,7 @@ def save_peft(
       adapters: Where the scale comes from.
       components: The knowledge tree, the alignment tree, or both (as one of summed rank).
       base_name: What `base_model_name_or_path` says.
-      finish: Called with the written folder before it takes its name; may add files to it.
+      finish: Called before the folder takes its name; see `atomic.Finish`. It may add files.
 
     Raises:
       ConversionError: The target exists, or a tree does not fit the base.
@@ -126,10 +126,10 @@ def save_peft(
     )
     config = adapter_config(ranks, adapters.scale, dropout=adapters.dropout, base_name=base_name)
     with new_folder(path) as folder:
-        safetensors.write_file(folder / TENSORS_NAME, tensors)
+        written = {TENSORS_NAME: safetensors.write_file(folder / TENSORS_NAME, tensors)}
         write_object(folder / CONFIG_NAME, config)
         if finish is not None:
-            finish(folder)
+            finish(folder, written)
 
 
 def load_peft(
@@ -307,7 +307,7 @@ def read_lora_config(folder: pathlib.Path) -> LoraConfig:
         rank_pattern=fields.get("rank_pattern") or {},
         alpha_pattern=fields.get("alpha_pattern") or {},
         targets=targets if isinstance(targets, str) else tuple(targets),
-        layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
+        layers=(layers,) if isinstance(layers, int) else tuple(layers or ()) or None,
     )
 
 

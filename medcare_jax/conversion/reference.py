@@ -117,7 +117,7 @@ def save_reference(
       components: Trees by name: knowledge and noise (stage 1), or knowledge and alignment.
       layout: Where stage 2 keeps its tensors: `final` in `model.safetensors`, `mid-run` in the
         `.bin`. Stage 1 has one layout.
-      finish: Called with the written folder before it takes its name; may add files to it.
+      finish: Called before the folder takes its name; see `atomic.Finish`. It may add files.
 
     Raises:
       ConversionError: The target exists, or the trees are not those of a stage.
@@ -139,15 +139,18 @@ def save_reference(
     ffn = {name: tensor for name, tensor in tensors.items() if name not in attention}
     in_safetensors = stage == 2 and layout == "final"
     with new_folder(path) as folder:
+        written = {}
         if stage == 1:
-            safetensors.write_file(folder / peft.TENSORS_NAME, attention)
+            name = peft.TENSORS_NAME
+            written[name] = safetensors.write_file(folder / name, attention)
         if in_safetensors:
-            safetensors.write_file(folder / safetensors.SINGLE_NAME, ffn)
+            name = safetensors.SINGLE_NAME
+            written[name] = safetensors.write_file(folder / name, ffn)
         _save_bin(folder / BIN_NAME, {} if in_safetensors else ffn)
         write_object(folder / peft.CONFIG_NAME, _adapter_config(adapters, stage))
         write_object(folder / "config.json", _model_config(settings, adapters, stage))
         if finish is not None:
-            finish(folder)
+            finish(folder, written)
 
 
 def _table(

@@ -4,16 +4,26 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from medcare_jax.checkpoints import file_digest
 from medcare_jax.conversion.metadata import read_object, write_object
 from medcare_jax.conversion.tensors import ConversionError
+from medcare_jax.files import file_digest
 
 REPORT_NAME = "conversion_report.json"
 
 
-def write_report(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes the report of a folder that is otherwise complete, with a sha256 per file."""
-    write_object(folder / REPORT_NAME, {**content, "files": _digests(folder)})
+def write_report(
+    folder: pathlib.Path, content: Mapping[str, Any], written: Mapping[str, str]
+) -> None:
+    """Writes the report of a folder that is otherwise complete, with a sha256 per file.
+
+    Args:
+      folder: All files but the report are there.
+      content: What the report says besides.
+      written: The sha256 of what was written, by file, where it is known; those files are not
+        read again.
+    """
+    files = _digests(folder, known=written)
+    write_object(folder / REPORT_NAME, {**content, "files": files})
 
 
 def verify(folder: pathlib.Path) -> dict[str, Any]:
@@ -46,10 +56,10 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
     return report
 
 
-def _digests(folder: pathlib.Path) -> dict[str, str]:
-    """The sha256 of every file but the report, by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): file_digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() != REPORT_NAME
-    }
+def _digests(folder: pathlib.Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The sha256 of every file but the report, by relative path; those known are not computed."""
+    known = known or {}
+    names = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    } - {REPORT_NAME}
+    return {name: known.get(name) or file_digest(folder / name) for name in sorted(names)}

@@ -1,8 +1,10 @@
 """What a conversion starts from: which kind a path is of, and its model in parts that stream."""
 
+import concurrent.futures
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medcare_jax import params as trees
@@ -46,7 +48,7 @@ class StreamedBase:
       leaves: Its parameters by path, stacked layers, in the dtype of the file.
       tokenizer: With chat template if there is one; None if the folder has no tokenizer.
       generation_config: What its exports say of how to generate.
-      digest: The sha256 that stands for its weights, as in checkpoints and cards.
+      hashing: Computes `digest` meanwhile.
     """
 
     name: str
@@ -54,7 +56,12 @@ class StreamedBase:
     leaves: Mapping[str, LazyTensor]
     tokenizer: "PreTrainedTokenizerFast | None"
     generation_config: Mapping[str, Any]
-    digest: str
+    hashing: "concurrent.futures.Future[str]"
+
+    @property
+    def digest(self) -> str:
+        """The sha256 that stands for its weights, as in checkpoints and cards."""
+        return self.hashing.result()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +215,22 @@ def stream_base(path: pathlib.Path, *, name: str = "") -> StreamedBase:
         base_leaves(settings, tensors, what=str(path)),
         _tokenizer(path),
         load_generation_config(path),
-        base_digest(path),
+        in_background(lambda: base_digest(path)),
     )
+
+
+def in_background(work: Callable[[], str]) -> "concurrent.futures.Future[str]":
+    """Work that is done by a thread of its own, which does not keep the process from ending."""
+    future: concurrent.futures.Future[str] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def base_leaves(

@@ -62,7 +62,8 @@ class Rounding:
     def _look(self, exact: np.ndarray, rounded: np.ndarray, name: str) -> None:
         """Remembers the error of a block if it is the largest."""
         finite = np.isfinite(exact) & (exact != 0)
-        error = np.divide(rounded - exact, exact, out=np.zeros_like(exact), where=finite)
+        error = np.subtract(rounded, exact, out=np.zeros_like(exact), where=finite)
+        np.divide(error, exact, out=error, where=finite)
         worst = float(np.max(np.abs(error), initial=0.0))
         if worst > self.largest:
             self.largest, self.where = worst, name

@@ -80,6 +80,8 @@ def row_blocks(tensor: LazyTensor, *, nbytes: int = _BLOCK_BYTES) -> Iterator[sl
 
 def from_array(array: np.ndarray | jax.Array) -> LazyTensor:
     """A lazy tensor over an array, which may be on devices: only the block that is read moves."""
+    if isinstance(array, jax.Array) and [device.platform for device in array.devices()] == ["cpu"]:
+        array = np.asarray(array)  # a view: it is in this memory already
 
     def read(index: Index) -> np.ndarray:
         if isinstance(array, np.ndarray):
@@ -192,7 +194,8 @@ def cast(tensor: LazyTensor, dtype: np.dtype[Any] | None, *, name: str) -> LazyT
         values = tensor[index]
         with np.errstate(over="ignore"):
             result = values.astype(dtype)
-        if not np.array_equal(np.isfinite(values), np.isfinite(result)):
+        fits = np.isfinite(result)
+        if not fits.all() and not np.array_equal(np.isfinite(values), fits):
             raise ConversionError(
                 f"{name} has finite values beyond the range of {dtype}; convert to bfloat16 or "
                 "float32"

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from medcare_jax.data.chat import Example, count_leading_turns, encode_dialogues
 from medcare_jax.data.records import Record, RecordError, RecordSource, open_records
+from medcare_jax.files import file_digest
 
 __all__ = ["ExampleReader", "Examples", "FileReport"]
 
@@ -153,8 +154,7 @@ class ExampleReader:
 def _digest(path: Path) -> str:
     """Digest of a file, or of the names and digests of a prepared folder's files."""
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_digest(path)
     folder = path if path.is_dir() else path.parent  # "folder/split" names no file of its own
     parts = [f"{file.name} {_digest(file)}" for file in sorted(folder.iterdir()) if file.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from medcare_jax.data.classification import Diagnosis, read_diagnoses
+from medcare_jax.files import write_text
 
 __all__ = ["Item", "make_icd10_tasks", "write_icd10_tasks"]
 
@@ -155,11 +156,8 @@ def write_icd10_tasks(
     paths = {}
     for name, items in make_icd10_tasks(seed=seed, **sizes).items():
         path = paths[name] = pathlib.Path(folder, f"{name}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in items)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(f"[\n{lines}\n]\n", encoding="utf-8", newline="\n")
-        unfinished.replace(path)
+        write_text(path, f"[\n{lines}\n]\n")
     return paths
 
 

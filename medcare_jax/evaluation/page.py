@@ -92,7 +92,7 @@ def _findings(rows: Sequence[Row]) -> str:
     """The sentences, good news and bad alike."""
     said = findings(rows)
     if not said:
-        return "<p>No task was scored twice, so there is nothing to compare.</p>"
+        return "<p>No task was scored before and after a stage, so there is nothing to compare.</p>"
     items = "".join(
         f'<li class="{verdict}"><span class="mark">{_VERDICTS[verdict]}</span>'
         f"<span>{_text(text)}</span></li>"

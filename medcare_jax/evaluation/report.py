@@ -16,6 +16,7 @@ from medcare_jax.evaluation.comparison import (
 )
 from medcare_jax.evaluation.content import RunReport, StageCurve, flat_items
 from medcare_jax.evaluation.page import html_page, stage_facts
+from medcare_jax.files import write_text
 
 __all__ = ["RunReport", "StageCurve", "markdown", "write_report"]
 
@@ -39,9 +40,7 @@ def write_report(workdir: str | Path, content: RunReport) -> tuple[Path, Path]:
     """
     texts = {"report.md": markdown(content), "report.html": html_page(content)}
     for name, text in texts.items():
-        draft = Path(workdir, f"{name}.part")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(Path(workdir, name))
+        write_text(Path(workdir, name), text)
     return Path(workdir, "report.md"), Path(workdir, "report.html")
 
 
@@ -71,7 +70,8 @@ def markdown(content: RunReport) -> str:
 def _said(rows: Sequence[Row]) -> str:
     """The findings as a list."""
     said = [f"- {_MARKS[verdict]} {_escape(text)}" for verdict, text in findings(rows)]
-    return "\n".join(said) or "No task was scored twice, so there is nothing to compare."
+    nothing = "No task was scored before and after a stage, so there is nothing to compare."
+    return "\n".join(said) or nothing
 
 
 def _score_table(rows: Sequence[Row]) -> str:

@@ -13,13 +13,13 @@ from medcare_jax.checkpoints import Checkpoints
 from medcare_jax.conversion.atomic import new_folder
 from medcare_jax.conversion.sources import ATTENTION, Source
 from medcare_jax.conversion.tensors import ConversionError
+from medcare_jax.files import write_json
 from medcare_jax.orthogonality import extend_basis, max_leak
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run.context import Run
 from medcare_jax.run.facts import run_facts
 from medcare_jax.run.job import open_run
 from medcare_jax.run.progress import Display
-from medcare_jax.run.workdir import write_json
 from medcare_jax.settings import Settings
 from medcare_jax.sharding import make_mesh, tree_shardings
 from medcare_jax.training.optimizer import make_optimizer

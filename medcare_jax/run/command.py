@@ -17,7 +17,18 @@ def run(main: Callable[[], None]) -> None:
     Exit code 0 also when the process was told to end and has saved; 1 with a message on one
     screen for what the user can mend; a traceback for anything else, which is a defect of ours.
     """
-    app.run(lambda argv: _guarded(main, argv))
+    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags; a key that a config does not have is one line, not a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError, OSError, ValueError, flags.Error) as error:
+        reason = str(error.args[0] if error.args else error).strip("'\"")
+        reason = reason.replace("\\n", "\n").replace("\\'", "'")
+        print(f"\n{type(error).__name__}: {reason}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _guarded(main: Callable[[], None], argv: list[str]) -> None:

@@ -24,6 +24,7 @@ from medcare_jax.conversion.sources import (
     Source,
     StreamedBase,
     halves,
+    in_background,
     open_source,
     recognise,
     stream_base,
@@ -112,7 +113,9 @@ def _open(asked: Conversion, path: pathlib.Path, kind: str) -> Source:
     base = hub.locate(asked.base) if asked.base else None
     is_left_out = asked.keep and NOISE not in asked.keep
     drops_noise = is_left_out or (asked.to in ("huggingface", "peft") and NOISE not in asked.keep)
-    return open_source(path, kind, base, drop_noise=bool(drops_noise))
+    source = open_source(path, kind, base, drop_noise=bool(drops_noise))
+    named = dataclasses.replace(source.base, name=hub.label(asked.base or asked.source))
+    return dataclasses.replace(source, name=hub.label(asked.source), base=named)
 
 
 def _adopt(asked: Conversion, source: Source, say: Callable[[str], None]) -> None:
@@ -207,7 +210,12 @@ def _run_base(found: RunAdapters) -> StreamedBase:
         check_base(found, base.digest)
         leaves = {path: from_array(leaf) for path, leaf in flatten(base.params).items()}
         return StreamedBase(
-            base.name, base.settings, leaves, base.tokenizer, base.generation_config, base.digest
+            base.name,
+            base.settings,
+            leaves,
+            base.tokenizer,
+            base.generation_config,
+            in_background(lambda: base.digest),
         )
     streamed = stream_base(bases.locate(named))
     check_base(found, streamed.digest)

@@ -42,16 +42,12 @@ def open_data(
     """Reads, checks, tokenises and plans all data of a run.
 
     Raises:
-      SettingsError: A stage has no files.
       RecordError: A record that cannot be used; names file and line.
       OverlapError: An evaluation question is in the training data, and the check is on.
     """
     if settings.icd10.make:
         settings = _with_demo_tasks(settings, workdir)
     stages = {"mka": settings.mka, "da": settings.da}
-    for name, stage in stages.items():
-        if not stage.files:
-            raise SettingsError(f"{name}.files is empty; name at least one file of dialogues")
     batches = {name: _open_stage(settings, stage, tokenizer) for name, stage in stages.items()}
     evaluation = settings.evaluation
     tasks = (
@@ -65,6 +61,26 @@ def open_data(
     }
     report["overlap"] = _check_overlap(settings, tasks) if tasks else None
     return RunData(batches["mka"], batches["da"], tasks, report)
+
+
+def check_files(settings: Settings) -> None:
+    """Raises, before anything large is read, if a file that the settings name is not there.
+
+    Raises:
+      SettingsError: A stage has no files.
+      FileNotFoundError: Names the key, the path and where it was looked for.
+    """
+    for name, stage in (("mka", settings.mka), ("da", settings.da)):
+        if not stage.files and not settings.icd10.make:
+            raise SettingsError(f"{name}.files is empty; name at least one file of dialogues")
+        for file in stage.files:
+            path = pathlib.Path(file)
+            # A prepared folder's split, as in data/prepared/train, is no file of its own.
+            if not path.exists() and not (path.parent / "dataset_info.json").exists():
+                raise FileNotFoundError(f"{name}.files: no file or folder {path.absolute()}")
+    folder = settings.evaluation.folder
+    if folder and not pathlib.Path(folder).is_dir():
+        raise FileNotFoundError(f"evaluation.folder: no folder {pathlib.Path(folder).absolute()}")
 
 
 def total_steps(recipe: StageSettings, batches: TrainingBatches) -> int:

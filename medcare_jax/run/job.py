@@ -21,15 +21,16 @@ from jax.sharding import Mesh
 
 from medcare_jax import distributed
 from medcare_jax.conversion.bases import load
+from medcare_jax.files import write_json
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS, NO_ADAPTERS, Components
 from medcare_jax.orthogonality import extend_basis, overlap_penalty
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree
 from medcare_jax.run import outputs
 from medcare_jax.run.context import Run
-from medcare_jax.run.data import open_data, total_steps
+from medcare_jax.run.data import check_files, open_data, total_steps
 from medcare_jax.run.facts import run_facts
 from medcare_jax.run.progress import Display
-from medcare_jax.run.workdir import hold, write_json
+from medcare_jax.run.workdir import hold
 from medcare_jax.settings import Settings, StageSettings
 from medcare_jax.sharding import check_replicated, make_mesh, tree_shardings
 from medcare_jax.training.loop import StageRun, run_stage
@@ -63,10 +64,13 @@ def run_job(settings: Settings, workdir: pathlib.Path, display: Display) -> None
 def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: Mesh) -> Run:
     """Reads base and data; the mesh that they go onto must be set."""
     display.headline("base and data")
+    check_files(settings)
     base = load(settings.base, mesh, seed=settings.seed)
     display.line(f"base: {base.name}, {base.settings.num_layers} layers")
     data = open_data(settings, base.tokenizer, workdir)
     display.line(outputs.data_summary(data))
+    for warning in outputs.data_warnings(data):
+        display.line(f"WARNING: {warning}")
     return Run(settings, workdir, display, mesh, base, data)
 
 

@@ -11,6 +11,7 @@ from medcare_jax.conversion.huggingface import save_huggingface
 from medcare_jax.evaluation.evaluator import evaluate
 from medcare_jax.evaluation.report import RunReport, StageCurve, write_report
 from medcare_jax.evaluation.tasks import Task
+from medcare_jax.files import read_json, write_json
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.folding import fold
 from medcare_jax.params import Tree, digest, merge
@@ -18,7 +19,6 @@ from medcare_jax.run.context import Run
 from medcare_jax.run.data import RunData
 from medcare_jax.run.facts import versions
 from medcare_jax.run.model_card import model_card
-from medcare_jax.run.workdir import read_json, write_json
 from medcare_jax.settings import DTYPES
 from medcare_jax.training.history import read_history
 from medcare_jax.training.loop import StoppedEarly
@@ -26,6 +26,7 @@ from medcare_jax.version import __version__
 
 # What the projection promises of ||Q^T A|| / ||A|| with float32 masters.
 LEAK_LIMIT = 1e-6
+_FEW_STEPS = 10
 STAGE_NAMES = {"mka": "MKA: knowledge aggregation", "da": "DA: downstream alignment"}
 
 
@@ -34,12 +35,33 @@ def data_summary(data: RunData) -> str:
     kept = {name: sum(f["kept"] for f in data.report[name]["files"]) for name in STAGE_NAMES}
     over_long = sum(f["over_long"] for name in kept for f in data.report[name]["files"])
     items = sum(len(task.items) for task in data.tasks)
+    found = "none of them in the training data" if _is_clean(data) else "some in the training data"
     return (
         f"{kept['mka']} dialogues in {data.report['mka']['steps']} steps of MKA, {kept['da']} in "
         f"{data.report['da']['steps']} steps of DA, {over_long} over-long; {items} "
-        "evaluation items, "
-        + ("none of them in the training data" if _is_clean(data) else "overlap with training data")
+        f"evaluation items{', ' + found if items else ''}"
     )
+
+
+def data_warnings(data: RunData) -> list[str]:
+    """What a person should know before the run goes on; empty if all is well."""
+    said = []
+    for name in STAGE_NAMES:
+        report = data.report[name]
+        for file in report["files"]:
+            if file["over_long"]:
+                verb = "dropped" if report["over_long"] == "drop" else "cut"
+                said.append(
+                    f"{file['over_long']} of {file['records']} dialogues of {file['path']} are "
+                    f"longer than data.row_length = {report['row_length']} tokens and are {verb}"
+                )
+            if file["bad_records"]:
+                said.append(f"{file['bad_records']} bad records of {file['path']} are left out")
+        if report["steps"] < _FEW_STEPS:
+            said.append(
+                f"{name} has only {report['steps']} steps; raise {name}.epochs or lower data.rows"
+            )
+    return said
 
 
 def _is_clean(data: RunData) -> bool:

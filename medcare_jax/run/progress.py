@@ -68,6 +68,14 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
+    def begin(self, step: int) -> None:
+        """Says where a resumed part goes on from, and that the first step takes its time."""
+        if step == self._total:
+            self._console.print(f"{self._name}: done already, {step} steps")
+        elif step:
+            self._console.print(f"{self._name}: going on from step {step} of {self._total}")
+        self._progress.update(self._task, completed=step)
+
     def update(self, step: int, numbers: dict[str, float]) -> None:
         """Shows that `step` of the total are done, and the numbers that a person looks at."""
         news = _news(numbers)
@@ -92,6 +100,8 @@ def _news(numbers: dict[str, float]) -> str:
         parts.append(f"loss {numbers['loss']:.4f}")
     if "tokens_per_second" in numbers:
         parts.append(f"{numbers['tokens_per_second']:.0f} tok/s")
+    if numbers.get("penalty"):
+        parts.append(f"penalty {numbers['penalty']:.3g}")
     if numbers.get("leak"):
         parts.append(f"leak {numbers['leak']:.1e}")
     return "  ".join(parts)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from medcare_jax.checkpoints import CheckpointError, find_fault
 from medcare_jax.conversion import bases
+from medcare_jax.files import read_json
 from medcare_jax.models.aggregators import (
     ATTENTION_PROJECTIONS,
     FFN_PROJECTIONS,
@@ -23,7 +24,7 @@ from medcare_jax.models.aggregators import (
 )
 from medcare_jax.models.folding import fold
 from medcare_jax.params import BASE, KNOWLEDGE, Tree, merge, unflatten
-from medcare_jax.run.workdir import WorkdirError, read_json
+from medcare_jax.run.workdir import WorkdirError
 from medcare_jax.settings import MeshSettings, Settings, make_settings
 from medcare_jax.sharding import make_mesh, path_name, sharding_for
 from medcare_jax.training.stages import MKA, alignment_stage, select

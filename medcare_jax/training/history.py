@@ -7,6 +7,8 @@ from types import TracebackType
 
 import tensorboardX
 
+from medcare_jax.files import write_text
+
 
 class History:
     """`metrics.jsonl` and TensorBoard events of one stage.
@@ -21,9 +23,7 @@ class History:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = [line for line in read_history(path) if line["step"] <= first_step]
-        draft = path.with_suffix(".part")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        draft.rename(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
         self._events = tensorboardX.SummaryWriter(
             str(folder / "tensorboard"), purge_step=first_step + 1

@@ -34,7 +34,10 @@ class StoppedEarly(Exception):  # noqa: N818 - not an error: the run was asked t
 
 
 class Progress(Protocol):
-    """What the loop tells a progress display after each step."""
+    """What the loop tells a progress display."""
+
+    def begin(self, step: int) -> None:
+        """Says how many steps were done by earlier runs."""
 
     def update(self, step: int, numbers: dict[str, float]) -> None:
         """Shows the numbers of a finished step."""
@@ -95,6 +98,7 @@ def run_stage(run: StageRun, state: TrainState, mesh: Mesh, progress: Progress) 
         restored = checkpoints.restore(_abstract(state, shardings))
         state = restored.state if restored else state
         first = restored.step if restored else 0
+        progress.begin(first)
         if first == run.total_steps:
             return state
         step = jit_step(run.step, shardings, tree_shardings(mesh, run.frozen), mesh)

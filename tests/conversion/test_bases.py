@@ -21,6 +21,7 @@ def test_bytes_come_back_and_markers_are_one_token():
     assert rendered == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.slow
 def test_a_random_base_is_the_same_for_the_same_seed_and_sharded():
     settings = make_settings(tiny.get_config()).base
     mesh = make_mesh(MeshSettings(data=1, fsdp=4, tensor=2))

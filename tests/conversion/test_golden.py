@@ -189,6 +189,7 @@ def test_stage_two(golden: pathlib.Path, name: str, da: Any) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_stage_two_gradients(golden: pathlib.Path, tmp_path: pathlib.Path, da: Any) -> None:
     settings, adapters, trees = da
     expected = read(golden / "da")

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from medcare_jax import params as trees
 from medcare_jax.conversion import ConversionError, load_peft, save_huggingface, save_peft
+from medcare_jax.conversion.rules import letter_sizes, projections
 from medcare_jax.models.aggregators import DA_ATTENTION_COMPONENTS, DA_COMPONENTS, Components
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE
 from medcare_jax.settings import AdapterSettings
@@ -24,6 +27,7 @@ from tests.helpers import (
 
 KNOWLEDGE_ONLY = Components(attention=(KNOWLEDGE,), ffn=(KNOWLEDGE,))
 SETTINGS = TINY["qwen2"]
+_ALPHAS = st.sampled_from([1, 3, 8])
 # PEFT 0.21 asks transformers 5 for an attribute by its old name.
 PEFT_WARNING = "ignore:.is_gradient_checkpointing:FutureWarning"
 
@@ -163,3 +167,97 @@ def test_nothing_to_write(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConversionError, match="no projection of the base is at up_proj"):
         save_peft(tmp_path / "x", SETTINGS, TINY_ADAPTERS, [tree])
     assert list(tmp_path.iterdir()) == []
+
+
+@st.composite
+def lora_configs(draw: st.DrawFn) -> dict[str, Any]:
+    """Any rank, alpha, rsLoRA, targets and layers, with patterns that reach single layers."""
+    names = ["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"]
+    targets = draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+    keys = [*targets, *(rf"layers\.{layer}\..*{name}" for layer in range(3) for name in targets)]
+    patterns = {
+        # Of several patterns that match, the first counts; the library's file sorts them.
+        field: dict(
+            sorted(draw(st.dictionaries(st.sampled_from(keys), values, max_size=3)).items())
+        )
+        for field, values in (("rank_pattern", st.integers(1, 4)), ("alpha_pattern", _ALPHAS))
+    }
+    layers = draw(st.none() | st.lists(st.integers(0, 2), min_size=1, max_size=2, unique=True))
+    as_regex = rf".*\.({'|'.join(targets)})"
+    return patterns | {
+        "peft_type": "LORA",
+        "r": draw(st.integers(1, 4)),
+        "lora_alpha": draw(_ALPHAS),
+        "use_rslora": draw(st.booleans()),
+        "layers_to_transform": layers,
+        "target_modules": targets if layers is not None or draw(st.booleans()) else as_regex,
+    }
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.filterwarnings(PEFT_WARNING, "ignore:.*did not match any targeted:RuntimeWarning")
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(fields=lora_configs())
+def test_any_adapter_of_the_library_has_the_librarys_deltas(
+    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any]
+) -> None:
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from medcare_jax.models.families import huggingface_config
+
+    folder = tmp_path_factory.mktemp("adapter")
+    config = AutoConfig.for_model(**huggingface_config(SETTINGS))
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_config(config),
+        peft.LoraConfig(**{name: value for name, value in fields.items() if name != "peft_type"}),
+    )
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    model.save_pretrained(folder)
+    tree, scales = load_peft(folder, SETTINGS)
+    leaves = trees.flatten(tree)
+    assert {path.rpartition("/")[0] for path in leaves} == scales.keys()
+    for owner, scale in scales.items():
+        _, kind, name = owner.removeprefix("model/").split("/")
+        for number, layer in enumerate(model.base_model.model.model.layers):
+            module = getattr(getattr(layer, kind), name)
+            ours = scale * leaves[f"{owner}/lora_a"][number] @ leaves[f"{owner}/lora_b"][number]
+            expected = (
+                module.get_delta_weight("default").detach().numpy().T
+                if hasattr(module, "get_delta_weight")
+                else np.zeros(ours.shape)
+            )
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    ranks=st.lists(st.integers(1, 5), min_size=7, max_size=7),
+    alpha=st.sampled_from([0.3, 1.0, 7.0]),
+    use_rslora=st.booleans(),
+)
+def test_any_ranks_there_and_back_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, ranks: list[int], alpha: float, use_rslora: bool
+) -> None:
+    adapters = AdapterSettings(rank=3, alpha=alpha, use_rslora=use_rslora)
+    random = np.random.default_rng(0)
+    sizes, leaves = letter_sizes(SETTINGS), {}
+    for rank, (owner, (first, second)) in zip(ranks, projections(SETTINGS).items(), strict=True):
+        leaves[f"{owner}/lora_a"] = random.standard_normal((3, sizes[first], rank), np.float32)
+        leaves[f"{owner}/lora_b"] = random.standard_normal((3, rank, sizes[second]), np.float32)
+    folder = tmp_path_factory.mktemp("adapter") / "out"
+    save_peft(folder, SETTINGS, adapters, [trees.unflatten(leaves)])
+    tree, scales = load_peft(folder, SETTINGS)
+    found = trees.flatten(tree)
+    assert found.keys() == leaves.keys()
+    for path, leaf in leaves.items():
+        assert np.asarray(found[path]).tobytes() == leaf.tobytes()
+    np.testing.assert_allclose(list(scales.values()), adapters.scale, rtol=1e-12)

@@ -1,6 +1,7 @@
 """Foreign adapters become a workdir, and the job goes on from it as if it had learned them."""
 
 import filecmp
+import json
 import os
 import pathlib
 import shutil
@@ -18,8 +19,9 @@ from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, flatte
 from medcare_jax.run.convert import Conversion, convert
 from medcare_jax.run.restore import ATTENTION, open_model, read_adapters
 from medcare_jax.settings import make_settings
-from tests.run.workdirs import make_workdir
+from tests.run.workdirs import make_workdir, write_base
 
+STEPS = 4  # of 8 rows, one of the 32 dialogues each
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -28,8 +30,7 @@ def made(tmp_path_factory):
     """A run over a base on disk, and its adapters in the authors' and PEFT's formats."""
     pytest.importorskip("torch")
     place = tmp_path_factory.mktemp("made")
-    random = make_workdir(place / "random").base
-    save_huggingface(place / "base", random.settings, random.params, random.tokenizer)
+    write_base(place / "base")
     shutil.copytree(place / "base", place / "other")
     (place / "other/config.json").write_text((place / "base/config.json").read_text() + " ")
     run = make_workdir(place / "run", place / "base")
@@ -49,6 +50,11 @@ def adopt(made, target, source, *, keep=(), base="base", role="", resume_at="da"
     config = tiny.get_config()
     config.base.path = str(place / base)
     config.mesh.update(data=8, fsdp=1)
+    config.icd10.make = False
+    turns = [{"from": "human", "value": "Fever?"}, {"from": "gpt", "value": "No. " * 99}]
+    file = place / "train.json"
+    file.write_text(json.dumps([{"id": str(n), "conversations": turns} for n in range(32)]))
+    config.mka.files = config.da.files = (str(file),)
     config.update_from_flattened_dict(changes)
     asked = Conversion(
         source=str(place / source),
@@ -69,7 +75,7 @@ def test_stage_one_counts_as_done(made, tmp_path):
     lines = adopt(made, tmp_path / "w", "stage-1")
     assert "goes on with da" in lines[-1]
     found = read_adapters(tmp_path / "w", stage="mka")
-    assert found.step == 4  # of 4
+    assert found.step == STEPS
     for name, tree in made[1].trees["mka", 3].items():
         assert digest(found.trees[name]) == digest(tree)
     assert {path.name for path in tmp_path.iterdir()} == {"w"}
@@ -85,6 +91,7 @@ def test_stage_one_goes_on_and_what_it_lacks_begins(made, tmp_path):
     assert all(bool((leaf == 0).all()) == path.endswith("lora_b") for path, leaf in noise.items())
 
 
+@pytest.mark.slow
 def test_an_adapter_of_lower_rank_and_other_scale_is_the_same_function(made, tmp_path):
     """Ranks that it has not are zero in both factors, so they take no room from the alignment."""
     adopt(made, tmp_path / "w", "peft", **{"adapters.rank": 6, "adapters.alpha": 9.0})

@@ -7,7 +7,8 @@ import pytest
 
 from configs import tiny
 from medcare_jax.conversion.bases import byte_tokenizer
-from medcare_jax.run.data import OverlapError, open_data
+from medcare_jax.run.data import OverlapError, check_files, open_data
+from medcare_jax.run.outputs import data_warnings
 from medcare_jax.settings import SettingsError, make_settings
 
 
@@ -70,4 +71,24 @@ def test_a_stage_without_files_is_refused(settings, tmp_path):
     settings = with_files(settings, tmp_path, training)
     settings = dataclasses.replace(settings, da=dataclasses.replace(settings.da, files=()))
     with pytest.raises(SettingsError, match=r"da\.files is empty"):
-        open_data(settings, byte_tokenizer(), tmp_path)
+        check_files(settings)
+
+
+def test_a_file_that_is_not_there_is_named_with_its_key(settings, tmp_path):
+    settings = with_files(settings, tmp_path, str(tmp_path / "absent.json"))
+    with pytest.raises(FileNotFoundError, match=r"mka\.files: no file or folder .*absent\.json"):
+        check_files(settings)
+    missing = dataclasses.replace(settings.evaluation, folder="nowhere")
+    there = write(tmp_path / "train.json", "Something else")
+    stage = dataclasses.replace(settings.mka, files=(there,))
+    settings = dataclasses.replace(settings, mka=stage, da=stage, evaluation=missing)
+    with pytest.raises(FileNotFoundError, match=r"evaluation\.folder: no folder .*nowhere"):
+        check_files(settings)
+
+
+def test_warnings_name_what_is_lost(settings, tmp_path):
+    settings = with_files(settings, tmp_path, write(tmp_path / "train.json", "a" * 900, "short"))
+    warnings = data_warnings(open_data(settings, byte_tokenizer(), tmp_path))
+    assert "1 of 2 dialogues" in warnings[0]
+    assert "data.row_length = 512 tokens and are dropped" in warnings[0]
+    assert "mka has only 1 steps" in warnings[1]

@@ -18,12 +18,13 @@ from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, merge
 from medcare_jax.run.restore import ATTENTION, open_model, read_adapters
 from medcare_jax.run.workdir import WorkdirError
 from medcare_jax.training.stages import select
-from tests.run.workdirs import make_workdir
+from tests.run.workdirs import make_workdir, write_base
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return make_workdir(tmp_path_factory.mktemp("run") / "workdir")
+    place = tmp_path_factory.mktemp("run")
+    return make_workdir(place / "workdir", write_base(place / "base"))
 
 
 @pytest.fixture
@@ -61,7 +62,8 @@ def test_da_is_base_with_mkas_last_attention_and_the_alignment_of_the_step(made,
 
 
 def test_knowledge_that_went_on_learning_is_the_one_of_da(tmp_path):
-    made = make_workdir(tmp_path / "w", kind="penalty", freeze_knowledge=False)
+    base = write_base(tmp_path / "base")
+    made = make_workdir(tmp_path / "w", base, kind="penalty", freeze_knowledge=False)
     found = read_adapters(tmp_path / "w")
     assert digest(found.trees[KNOWLEDGE]) == digest(made.trees["da", 4][KNOWLEDGE])
     assert digest(found.trees[ATTENTION]) == digest(
@@ -101,10 +103,21 @@ def test_da_needs_the_end_of_mka(copy):
         read_adapters(copy)
 
 
-def test_another_base_is_refused(copy):
-    edit(copy / "config.json", lambda config: config.update(seed=5))  # other random weights
-    with pytest.raises(CheckpointError, match="the base random has digest [0-9a-f]{64}, the ad"):
+def test_another_base_is_refused(made, copy, tmp_path):
+    other = shutil.copytree(made.settings.base.path, tmp_path / "other")
+    edit(other / "config.json", lambda config: config.update(rope_theta=5e4))
+    edit(copy / "config.json", lambda config: config["base"].update(path=str(other)))
+    with pytest.raises(CheckpointError, match="other has digest [0-9a-f]{64}, the adapters were"):
         open_model(copy, stage="mka")
+
+
+@pytest.mark.slow
+def test_a_random_base_is_made_again(tmp_path):
+    made = make_workdir(tmp_path / "w")
+    assert digest(open_model(tmp_path / "w", stage="mka").trees[BASE]) == digest(made.base.params)
+    edit(tmp_path / "w/config.json", lambda config: config.update(seed=5))  # other weights
+    with pytest.raises(CheckpointError, match="the base random has digest [0-9a-f]{64}, the ad"):
+        open_model(tmp_path / "w", stage="mka")
 
 
 def test_changed_adapter_settings_are_refused(copy):

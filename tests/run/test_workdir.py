@@ -1,26 +1,11 @@
-"""A workdir has one holder; its files are whole or absent."""
+"""A workdir has one holder."""
 
 import subprocess
 import sys
 
 import pytest
 
-from medcare_jax.run.workdir import WorkdirError, hold, read_json, write_json, write_text
-
-
-def test_json_round_trip_and_nothing_beside_it(tmp_path):
-    write_json(tmp_path / "new" / "a.json", {"b": [1, "é"]})
-    assert read_json(tmp_path / "new" / "a.json") == {"b": [1, "é"]}
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
-    assert read_json(tmp_path / "absent.json") is None
-
-
-def test_a_failed_write_leaves_the_old_content(tmp_path):
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "new \ud800")
-    assert path.read_text() == "old"
+from medcare_jax.run.workdir import WorkdirError, hold
 
 
 def test_another_process_is_refused_and_named(tmp_path):

@@ -9,12 +9,15 @@ import numpy as np
 
 from configs import tiny
 from medcare_jax.checkpoints import Checkpoints
-from medcare_jax.conversion import bases
+from medcare_jax.conversion import bases, rules
+from medcare_jax.conversion.huggingface import save_huggingface
+from medcare_jax.conversion.tensors import from_array
+from medcare_jax.files import write_json
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.decoder import Decoder
-from medcare_jax.params import ALIGNMENT, KNOWLEDGE, NOISE
+from medcare_jax.models.families import DecoderSettings, decoder_settings
+from medcare_jax.params import ALIGNMENT, KNOWLEDGE, NOISE, unflatten
 from medcare_jax.run.facts import run_facts
-from medcare_jax.run.workdir import write_json
 from medcare_jax.settings import MeshSettings, Settings, make_settings
 from medcare_jax.sharding import make_mesh
 from medcare_jax.training.optimizer import make_optimizer
@@ -22,6 +25,27 @@ from medcare_jax.training.stages import MKA, alignment_stage, init_adapters
 from medcare_jax.training.step import make_state
 
 MKA_STEPS, DA_STEPS = (2, 3), (1, 4)
+
+
+def write_base(folder: pathlib.Path) -> pathlib.Path:
+    """The base of the tiny config as a folder, with a tokenizer; random, but nothing compiled."""
+    settings = decoder_settings(tiny.get_config().base.random)
+    sizes, random = rules.letter_sizes(settings), np.random.default_rng(0)
+    leaves = {
+        rule.leaf: (0.1 * random.standard_normal(_stacked(rule, settings, sizes))).astype("float32")
+        for rule in rules.decoder_rules(settings)
+    }
+    tokenizer = bases.byte_tokenizer()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    params = unflatten({path: from_array(leaf) for path, leaf in leaves.items()})
+    save_huggingface(folder, settings, params, tokenizer, generation_config=ends)
+    return folder
+
+
+def _stacked(rule: rules.Rule, settings: DecoderSettings, sizes: dict[str, int]) -> tuple[int, ...]:
+    """Shape of a leaf, layers included."""
+    leading = (settings.num_layers,) if "{layer}" in rule.source else ()
+    return leading + rule.leaf_shape(sizes)
 
 
 class Made(NamedTuple):

@@ -17,11 +17,11 @@ import safetensors.numpy
 from absl import app, flags
 
 from medcare_jax.conversion import fold, load_base, load_peft, load_reference
-from medcare_jax.conversion.huggingface import save_huggingface
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, merge
 from medcare_jax.run import command
 from medcare_jax.run.restore import open_model
-from tests.run.workdirs import make_workdir
+from tests.conversion.hub_server import serve
+from tests.run.workdirs import make_workdir, write_base
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOGITS = 1e-4
@@ -102,12 +102,8 @@ def golden(shared):
 def made(tmp_path_factory):
     """A workdir over a base that lies on disk, and the base."""
     place = tmp_path_factory.mktemp("run")
-    random = make_workdir(place / "random").base
-    ends = random.generation_config
-    save_huggingface(
-        place / "base", random.settings, random.params, random.tokenizer, generation_config=ends
-    )
-    return make_workdir(place / "workdir", place / "base"), place / "base"
+    base = write_base(place / "base")
+    return make_workdir(place / "workdir", base), base
 
 
 def logits(folder, adapter=None):
@@ -513,16 +509,34 @@ def test_the_same_source_gives_the_same_bytes_in_small_files(tmp_path, to):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-def test_a_process_of_its_own(tmp_path):
-    """Once as a user does, from another folder."""
+@pytest.mark.slow
+def test_from_the_hub_to_the_hub_in_a_process_of_its_own(tmp_path):
+    """As a user does, with `HF_ENDPOINT`; the second time without any connection."""
     plain = make_plain(tmp_path / "plain")
     command_line = [sys.executable, ROOT / "tools/convert.py", "--to=huggingface"]
-    command_line += [f"--source={plain}", "--target=out"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    for expected in (0, 1):
-        done = subprocess.run(
-            command_line, capture_output=True, text=True, cwd=tmp_path, env=environment
-        )
-        assert done.returncode == expected, done.stderr
-    assert "writes 0.000 GiB of weights to out" in done.stdout or "exists" in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"plain", "out"}
+    command_line += ["--source=org/plain@v1", "--dtype=bfloat16"]
+    with serve() as hub:
+        files = {path.name: path.read_bytes() for path in plain.iterdir()}
+        hub.repositories["org/plain"] = {"v1": files}
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": "",
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path / "hub"),
+            "HF_TOKEN": "hf_test",
+        }
+        for online, more in ((True, ["--target=a", "--push=me/new"]), (False, ["--target=b"])):
+            done = subprocess.run(
+                command_line + more,
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                env=environment | {"HF_HUB_OFFLINE": "0" if online else "1"},
+            )
+            assert done.returncode == 0, done.stderr
+    assert "pushed to http://127.0.0.1" in done.stdout or not online
+    (pushed,) = hub.pushed
+    sent = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert (pushed.repository, pushed.files) == ("me/new", sent)
+    assert sent == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert b"| base | org/plain@v1, sha256" in sent["README.md"]

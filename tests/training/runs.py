@@ -88,6 +88,9 @@ def state_digest(state: TrainState) -> str:
 class Steps:
     """A progress display of one line a step, which takes its time."""
 
+    def begin(self, step: int) -> None:
+        pass
+
     def update(self, step: int, numbers: dict[str, float]) -> None:
         """Says which step is done, and waits."""
         del numbers

@@ -28,6 +28,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 class Steps(list):
     """A progress display that remembers which steps it was told of."""
 
+    def begin(self, step):
+        pass
+
     def update(self, step, numbers):
         assert all(isinstance(value, float) for value in numbers.values())
         self.append(step)

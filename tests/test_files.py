@@ -1,0 +1,27 @@
+"""Files are whole or absent."""
+
+import hashlib
+
+import pytest
+
+from medcare_jax.files import file_digest, read_json, write_json, write_text
+
+
+def test_json_round_trip_and_nothing_beside_it(tmp_path):
+    write_json(tmp_path / "new" / "a.json", {"b": [1, "é"]})
+    assert read_json(tmp_path / "new" / "a.json") == {"b": [1, "é"]}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+    assert read_json(tmp_path / "absent.json") is None
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert path.read_text() == "old"
+
+
+def test_the_digest_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_digest(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
