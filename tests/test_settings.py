@@ -77,7 +77,7 @@ RULES = [
     ("constraint.kind", "hard", "allowed are projection, penalty, projection+penalty, none"),
     ("constraint.tolerance", 0, "constraint.tolerance = 0.0; must be above 0"),
     ("checkpoint.every_steps", 0, "checkpoint.every_steps = 0; must be at least 1"),
-    ("checkpoint.keep", 0, "checkpoint.keep = 0; must be at least 1"),
+    ("checkpoint.keep", 1, "checkpoint.keep = 1; must be at least 2"),
     ("evaluation.limit", -1, "evaluation.limit = -1; must be at least 0"),
     ("evaluation.batch", 0, "evaluation.batch = 0; must be at least 1"),
     ("evaluation.max_new_tokens", 0, "evaluation.max_new_tokens = 0; must be at least 1"),
