@@ -94,7 +94,7 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> float:
     line = [sys.executable, tool, f"--source={source}", f"--target={target}", "--to=huggingface"]
     line += [f"--dtype={_DTYPE.value}"] if _DTYPE.value else []
     start = time.perf_counter()
-    subprocess.run(line, check=True, stdout=sys.stderr)
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 

@@ -26,7 +26,7 @@ from medcare_jax.conversion.tensors import ConversionError, LazyTensor
 from medcare_jax.params import KNOWLEDGE
 from medcare_jax.version import __version__
 
-_BIT_IDENTICAL = "no tensor was computed: all were copied, byte for byte"
+_BIT_IDENTICAL = "nothing was added or rounded: every value is the source's"
 _RAN = "both models ran the built-in prompts in float32"
 
 
