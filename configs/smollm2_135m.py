@@ -23,10 +23,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.compute.loss_chunk = 32
     config.adapters.dropout = 0.0
     config.icd10.make = True
-    config.icd10.mka_knowledge = 560
-    config.icd10.mka_alignment = 120
-    config.icd10.da_alignment = 240
-    config.icd10.test = 80
+    config.icd10.mka_knowledge = 520
+    config.icd10.mka_alignment = 100
+    config.icd10.da_alignment = 220
+    config.icd10.test = 70
     config.data.row_length = 256
     config.data.rows = 6
     config.data.accumulation = 2
