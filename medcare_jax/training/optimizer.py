@@ -10,8 +10,8 @@ from medcare_jax.settings import StageSettings
 
 def make_schedule(stage: StageSettings, total_steps: int) -> optax.Schedule:
     """Learning rate by step: linear from 0 over the warm-up, then cosine to 0."""
-    # At least one step is at full rate: a stage of a single step must not be all warm-up.
-    warmup = min(math.ceil(stage.warmup_share * total_steps), total_steps - 1)
+    # A stage of a single step must not be all warm-up: it would learn nothing.
+    warmup = math.ceil(stage.warmup_share * total_steps) if total_steps > 1 else 0
     cosine = optax.cosine_decay_schedule(stage.learning_rate, max(1, total_steps - warmup))
     if warmup == 0:
         return cosine
