@@ -1,4 +1,4 @@
-"""Frozen settings made once from a run's ConfigDict; every rule about their values is here."""
+"""Frozen settings made once from a ConfigDict, with every rule that needs no data and no devices."""
 
 import dataclasses
 import difflib

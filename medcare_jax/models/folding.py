@@ -22,7 +22,7 @@ def fold(
 ) -> trees.Tree:
     """The base parameters with knowledge and alignment added: W + scale A B per projection.
 
-    Computed in float32 one layer at a time and rounded once. Works on sharded parameters.
+    Computed in float32 and rounded once; layer by layer, but whole when `dtype` is another one.
 
     Args:
       params: A model's parameters with any of the components knowledge and alignment.
