@@ -1,4 +1,4 @@
-"""Frozen settings made once from a ConfigDict, with every rule that needs no data and no devices."""
+"""Frozen settings made once from a ConfigDict, with every rule that needs no data or devices."""
 
 import dataclasses
 import difflib
