@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medcare_jax.evaluation.charts import line_chart, score_chart
-from medcare_jax.evaluation.comparison import (
+from medcare_jax.evaluation.report.charts import line_chart, score_chart
+from medcare_jax.evaluation.report.comparison import (
     SIGNIFICANCE,
     STAGES,
     Change,
@@ -19,8 +19,8 @@ from medcare_jax.evaluation.comparison import (
     points,
     span_title,
 )
-from medcare_jax.evaluation.content import RunReport, StageCurve, flat_items
-from medcare_jax.evaluation.style import STYLE
+from medcare_jax.evaluation.report.content import RunReport, StageCurve, flat_items
+from medcare_jax.evaluation.report.style import STYLE
 
 _VERDICTS = {"better": "better", "worse": "worse", "unclear": "no clear change"}
 

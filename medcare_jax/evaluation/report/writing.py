@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from medcare_jax.evaluation.comparison import (
+from medcare_jax.evaluation.report.comparison import (
     STAGES,
     Row,
     compare,
@@ -14,8 +14,8 @@ from medcare_jax.evaluation.comparison import (
     points,
     span_title,
 )
-from medcare_jax.evaluation.content import RunReport, StageCurve, flat_items
-from medcare_jax.evaluation.page import html_page, stage_facts
+from medcare_jax.evaluation.report.content import RunReport, StageCurve, flat_items
+from medcare_jax.evaluation.report.page import html_page, stage_facts
 from medcare_jax.files import write_text
 
 __all__ = ["RunReport", "StageCurve", "markdown", "write_report"]

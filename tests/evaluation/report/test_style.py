@@ -2,7 +2,7 @@
 
 import re
 
-from medcare_jax.evaluation.style import STYLE
+from medcare_jax.evaluation.report.style import STYLE
 
 
 def test_every_colour_has_a_light_and_a_dark_value():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medcare_jax.evaluation.content import StageCurve, flat_items
+from medcare_jax.evaluation.report.content import StageCurve, flat_items
 
 GOOD = {
     "name": "DA",

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcare_jax.evaluation.charts import HEIGHT, line_chart, score_chart
-from medcare_jax.evaluation.comparison import compare
+from medcare_jax.evaluation.report.charts import HEIGHT, line_chart, score_chart
+from medcare_jax.evaluation.report.comparison import compare
 
 FINITE = st.floats(-1e9, 1e9, allow_subnormal=False)
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from medcare_jax.evaluation.comparison import STAGES, Row, interval, percent
+from medcare_jax.evaluation.report.comparison import STAGES, Row, interval, percent
 
 HEIGHT = 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 34

@@ -2,8 +2,8 @@
 
 import pytest
 
-from medcare_jax.evaluation.comparison import Change, compare, findings
 from medcare_jax.evaluation.metrics import mcnemar_exact
+from medcare_jax.evaluation.report.comparison import Change, compare, findings
 
 
 def test_rows_hold_the_numbers_of_every_stage(report):

@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from medcare_jax.evaluation.comparison import compare
-from medcare_jax.evaluation.content import RunReport, StageCurve
-from medcare_jax.evaluation.page import html_page, stage_facts
+from medcare_jax.evaluation.report.comparison import compare
+from medcare_jax.evaluation.report.content import RunReport, StageCurve
+from medcare_jax.evaluation.report.page import html_page, stage_facts
 
 VOID = {"meta", "line", "circle", "polyline"}
 

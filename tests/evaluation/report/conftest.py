@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from medcare_jax.evaluation.content import RunReport, StageCurve
 from medcare_jax.evaluation.metrics import estimate
+from medcare_jax.evaluation.report.content import RunReport, StageCurve
 from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE
 
 

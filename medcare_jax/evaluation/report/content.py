@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from medcare_jax.evaluation.comparison import Results
+from medcare_jax.evaluation.report.comparison import Results
 
 
 @dataclass(frozen=True)
