@@ -37,9 +37,19 @@ class RunData:
 
 
 def open_data(
-    settings: Settings, tokenizer: "PreTrainedTokenizerFast", workdir: pathlib.Path
+    settings: Settings,
+    tokenizer: "PreTrainedTokenizerFast",
+    workdir: pathlib.Path,
+    *,
+    show_progress: bool = False,
 ) -> RunData:
     """Reads, checks, tokenises and plans all data of a run.
+
+    Args:
+      settings: Of the run.
+      tokenizer: The base's.
+      workdir: Where the demo's data goes, if it is asked for.
+      show_progress: Whether to draw a bar while a file is tokenised.
 
     Raises:
       RecordError: A record that cannot be used; names file and line.
@@ -48,7 +58,10 @@ def open_data(
     if settings.icd10.make:
         settings = _with_demo_tasks(settings, workdir)
     stages = {"mka": settings.mka, "da": settings.da}
-    batches = {name: _open_stage(settings, stage, tokenizer) for name, stage in stages.items()}
+    batches = {
+        name: _open_stage(settings, stage, tokenizer, show_progress=show_progress)
+        for name, stage in stages.items()
+    }
     evaluation = settings.evaluation
     tasks = (
         load_tasks(evaluation.folder, evaluation.tasks, limit=evaluation.limit)
@@ -110,7 +123,11 @@ def _with_demo_tasks(settings: Settings, workdir: pathlib.Path) -> Settings:
 
 
 def _open_stage(
-    settings: Settings, stage: StageSettings, tokenizer: "PreTrainedTokenizerFast"
+    settings: Settings,
+    stage: StageSettings,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    show_progress: bool,
 ) -> TrainingBatches:
     """The batches of one stage."""
     data = settings.data
@@ -125,6 +142,7 @@ def _open_stage(
         over_long=data.over_long,
         on_bad_record=data.on_bad_record,
         seed=settings.seed,
+        show_progress=show_progress,
     )
 
 

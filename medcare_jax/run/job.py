@@ -67,7 +67,7 @@ def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: 
     check_files(settings)
     base = load(settings.base, mesh, seed=settings.seed)
     display.line(f"base: {base.name}, {base.settings.num_layers} layers")
-    data = open_data(settings, base.tokenizer, workdir)
+    data = open_data(settings, base.tokenizer, workdir, show_progress=display.is_live)
     display.line(outputs.data_summary(data))
     for warning in outputs.data_warnings(data):
         display.line(f"WARNING: {warning}")

@@ -23,6 +23,11 @@ class Display:
         """A display on the standard error stream."""
         self.console = Console(stderr=True, quiet=not is_shown, highlight=False)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether bars may be drawn: somebody looks on in a terminal."""
+        return self.console.is_terminal and not self.console.quiet
+
     def headline(self, text: str) -> None:
         """Announces the next part of the run."""
         self.console.rule(f"[bold]{text}", align="left")

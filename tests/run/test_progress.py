@@ -20,3 +20,9 @@ def test_other_processes_are_silent(capsys):
         bar.update(1, {})
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_bars_are_for_terminals_that_somebody_looks_at(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    assert Display().is_live
+    assert not Display(is_shown=False).is_live
