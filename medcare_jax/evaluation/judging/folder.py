@@ -1,0 +1,210 @@
+"""Marks added to an evaluation that is on disk: `results.json` and `samples.jsonl` of a folder."""
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from medcare_jax.evaluation.judging.endpoint import Endpoint
+from medcare_jax.evaluation.judging.judge import (
+    Answer,
+    Budget,
+    Judged,
+    as_record,
+    describe_cost,
+    judge,
+)
+from medcare_jax.evaluation.judging.rubric import CRITERIA, RUBRIC_DIGEST
+from medcare_jax.evaluation.metrics import estimate
+from medcare_jax.evaluation.results import (
+    RESULTS_FILE,
+    SAMPLES_FILE,
+    MetricScore,
+    Results,
+    Sample,
+    headline,
+    read_results,
+    read_samples,
+    write_results,
+)
+from medcare_jax.files import write_json
+
+JUDGE_METRIC = "judge"
+"""The mean of the four marks; the headline of tasks that only a judge can score."""
+
+CACHE_FOLDER = "judge_cache"
+RECORD_FILE = "judge.json"
+LEFT_OUT = "not marked by the judge"
+
+
+def judge_folder(
+    folder: Path,
+    endpoint: Endpoint,
+    *,
+    tasks: Sequence[str] = (),
+    budget: Budget | None = None,
+    workers: int = 4,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+    on_done: Callable[[int], None] = lambda answers: None,
+) -> Results:
+    """Marks the answers of a folder, and writes its two files anew with what there is of marks.
+
+    Answers without marks are counted in `left_out` of their task and make the results `partial`;
+    called again, only those are asked for. What was asked, failed and spent goes to `judge.json`.
+
+    Args:
+      folder: What an evaluation left, samples included.
+      endpoint: Who marks.
+      tasks: Names; none: every task whose headline is the judge's.
+      budget: Prices and limits.
+      workers: Requests at once.
+      seed: Of the bootstrap.
+      say: Told of cost and failures, line by line.
+      on_done: Called with 1 after each answer.
+
+    Raises:
+      FileNotFoundError: No results or samples in the folder.
+      ValueError: A task that is not there, or none to be judged.
+    """
+    results = read_results(folder)
+    if results is None or not (folder / SAMPLES_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {RESULTS_FILE} with {SAMPLES_FILE}; a judge marks the answers that "
+            "stand there, so evaluate with samples first"
+        )
+    names = _chosen(results, tasks)
+    places, answers = _answers(folder / SAMPLES_FILE, names)
+    budget = budget or Budget()
+    done = judge(
+        answers,
+        endpoint,
+        cache=folder / CACHE_FOLDER,
+        budget=budget,
+        workers=workers,
+        on_done=on_done,
+    )
+    marks = dict(zip(places, done.marks, strict=True))
+    _rewrite_samples(folder / SAMPLES_FILE, marks)
+    _enter(results, _by_task(folder / SAMPLES_FILE, names, marks), seed)
+    results["settings"]["judge"] = {
+        "url": endpoint.url,
+        "model": endpoint.model,
+        "rubric": RUBRIC_DIGEST,
+    }
+    has_all = all(headline(task) is not None for task in results["tasks"].values())
+    results["status"] = "complete" if has_all and not done.failures else "partial"
+    write_results(folder, results)
+    write_json(folder / RECORD_FILE, as_record(done))
+    for line in _told(done, budget):
+        say(line)
+    return results
+
+
+def _chosen(results: Results, tasks: Sequence[str]) -> list[str]:
+    """Which tasks are judged."""
+    known = results["tasks"]
+    if absent := [name for name in tasks if name not in known]:
+        raise ValueError(
+            f"no task {', '.join(absent)} in the results; there are {', '.join(known)}"
+        )
+    chosen = list(tasks) or [n for n, task in known.items() if task["metric"] == JUDGE_METRIC]
+    if not chosen:
+        raise ValueError(
+            f"no task is scored by a judge; name some of {', '.join(known)} to have them marked"
+        )
+    return chosen
+
+
+def _answers(path: Path, names: Sequence[str]) -> tuple[list[int], list[Answer]]:
+    """Line numbers, from 0, and answers of the tasks; options chosen by likelihood are none."""
+    found = [
+        (place, Answer(sample["prompt"], sample["output"], _reference(sample)))
+        for place, sample in enumerate(read_samples(path))
+        if sample["task"] in names and sample["protocol"] == "generate"
+    ]
+    return [place for place, _ in found], [answer for _, answer in found]
+
+
+def _reference(sample: Sample) -> str:
+    """The gold as text."""
+    gold = sample["gold"]
+    return gold if isinstance(gold, str) else json.dumps(gold, ensure_ascii=False) if gold else ""
+
+
+def _marked(sample: Sample, marks: dict[str, int] | None) -> Sample:
+    """A sample with these marks, or without any."""
+    scores = {n: v for n, v in sample["scores"].items() if n not in (*CRITERIA, JUDGE_METRIC)}
+    if marks is not None:
+        scores |= {JUDGE_METRIC: statistics.fmean(marks.values()), **marks}
+    return cast(Sample, {**sample, "scores": scores})
+
+
+def _rewrite_samples(path: Path, marks: dict[int, dict[str, int] | None]) -> None:
+    """The samples with marks in place of older ones, whole or not at all."""
+    draft = path.with_name(f".{path.name}.part")
+    with draft.open("w", encoding="utf-8", newline="\n") as file:
+        os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+        for place, sample in enumerate(read_samples(path)):
+            line: Any = _marked(sample, marks[place]) if place in marks else sample
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _by_task(
+    path: Path, names: Sequence[str], marks: dict[int, dict[str, int] | None]
+) -> dict[str, list[Sample]]:
+    """The judged samples of each task, in order."""
+    judged: dict[str, list[Sample]] = {name: [] for name in names}
+    for place, sample in enumerate(read_samples(path)):
+        if place in marks:
+            judged[sample["task"]].append(sample)
+    return judged
+
+
+def _enter(results: Results, judged: dict[str, list[Sample]], seed: int) -> None:
+    """Puts the means of the marks into the results."""
+    for name, samples in judged.items():
+        task = results["tasks"][name]
+        marked = [sample for sample in samples if JUDGE_METRIC in sample["scores"]]
+        task["left_out"][LEFT_OUT] = len(samples) - len(marked)
+        scores = task["protocols"]["generate"]["scores"]
+        for metric in (JUDGE_METRIC, *CRITERIA):
+            scores.pop(metric, None)
+            if marked:
+                scores[metric] = _metric(marked, metric, seed)
+
+
+def _metric(samples: Sequence[Sample], metric: str, seed: int) -> MetricScore:
+    """One mark over the samples that have it."""
+    by_type: dict[str, list[float]] = {}
+    for sample in samples:
+        by_type.setdefault(sample["type"], []).append(sample["scores"][metric])
+    values = [sample["scores"][metric] for sample in samples]
+    mean = estimate(values, seed=seed)
+    return {
+        "score": mean.score,
+        "low": mean.low,
+        "high": mean.high,
+        "types": {
+            name: {"score": statistics.fmean(mine), "items": len(mine)}
+            for name, mine in sorted(by_type.items())
+        },
+        "outcomes": values,
+    }
+
+
+def _told(done: Judged, budget: Budget) -> list[str]:
+    """What a person is told at the end."""
+    lines = [f"judge: {describe_cost(done, budget)}"]
+    if done.failures:
+        counts = "; ".join(f"{count:,} {reason}" for reason, count in done.failures.most_common())
+        lines.append(
+            f"judge: {sum(done.failures.values()):,} of {len(done.marks):,} answers have no marks "
+            f"({counts}); the results are partial, the same command asks for these again"
+        )
+    return lines
