@@ -5,13 +5,13 @@ so float32 logits of a whole batch never exist.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from medcare_jax.data.packing import Batch
 from medcare_jax.generation.buckets import length_batches, pad_right
@@ -26,10 +26,17 @@ _SHORTEST_OPTION_BUCKET = 8
 
 
 class OptionScore(NamedTuple):
-    """The log-probability of an option's text after its prompt, in nats, and its tokens."""
+    """How likely an option is after its prompt.
+
+    Attributes:
+      log_prob: Log-probability of its tokens, in nats.
+      num_tokens: How many they are.
+      is_greedy: Whether each of them is the likeliest, so that greedy generation would write it.
+    """
 
     log_prob: float
     num_tokens: int
+    is_greedy: bool
 
     @property
     def mean(self) -> float:
@@ -61,15 +68,15 @@ def option_scores(
     """Scores of every option of every prompt.
 
     A prompt is computed once and its key-value cache shared by its options, which costs a
-    quarter of scoring prompt + option anew for each of four. Compiles once per pair of prompt
-    and option length buckets.
+    quarter of scoring prompt + option anew for each of four. Compiles once per number of options
+    and pair of prompt and option length buckets.
 
     Args:
       decoder: the model.
       params: its parameters.
       prompts: token ids of each prompt, ending where an option would begin.
       options: per prompt, token ids of each of its options; numbers may differ.
-      batch: prompts at once; rows of the option pass are this times the most options.
+      batch: prompts at once; rows of the option pass are this times the options of each.
       on_done: called with the number of prompts finished after each batch.
 
     Returns:
@@ -77,22 +84,89 @@ def option_scores(
 
     Raises:
       ValueError: if the lengths of the lists differ, or a prompt or option has no token, or
-        prompt and option together are longer than the model's context.
+        prompt and option together do not fit the model's context. The last token of an option
+        needs no place there, since nothing is read behind it.
     """
     _check(prompts, options, decoder.settings.max_position_embeddings)
     scores: list[list[OptionScore]] = [[] for _ in prompts]
-    most = max((len(choices) for choices in options), default=0)
     batch = even_batch(batch)
-    for rows in length_batches([len(prompt) for prompt in prompts], batch):
+    for rows in _alike(prompts, options, batch):
         tokens, lengths = pad_right([prompts[i] for i in rows], batch, _PAD)
-        choices = [options[i][k] if k < len(options[i]) else [] for i in rows for k in range(most)]
-        labels, counts = pad_right(choices, batch * most, _PAD, minimum=_SHORTEST_OPTION_BUCKET)
-        log_probs = np.asarray(_score(decoder, params, tokens, lengths, labels, counts), np.float64)
+        choices = [option for i in rows for option in options[i]]
+        many = len(options[rows[0]])
+        labels, counts = pad_right(choices, batch * many, _PAD, minimum=_SHORTEST_OPTION_BUCKET)
+        found = _score(decoder, params, tokens, lengths, labels, counts)
+        log_probs, is_greedy = np.asarray(found[0], np.float64), np.asarray(found[1])
         for row, index in enumerate(rows):
-            mine = range(row * most, row * most + len(options[index]))
-            scores[index] = [OptionScore(float(log_probs[i]), int(counts[i])) for i in mine]
+            scores[index] = [
+                OptionScore(float(log_probs[i]), int(counts[i]), bool(is_greedy[i]))
+                for i in range(row * many, (row + 1) * many)
+            ]
         on_done(len(rows))
     return scores
+
+
+def continuation_scores(
+    decoder: Decoder,
+    params: Params,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    batch: int,
+    on_done: Callable[[int], None] = lambda pairs: None,
+) -> list[OptionScore]:
+    """Scores of any (context, continuation) pairs of token ids, in their order.
+
+    Pairs with the same context are computed together, as the options of one prompt.
+
+    Args:
+      decoder: the model.
+      params: its parameters.
+      pairs: contexts and continuations, at least one token each.
+      batch: contexts at once.
+      on_done: called with the number of pairs finished after each batch of contexts.
+
+    Raises:
+      ValueError: as `option_scores`; item numbers in messages are those of the contexts, counted
+        in the order in which they appear first.
+    """
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, (context, _) in enumerate(pairs):
+        places.setdefault(tuple(context), []).append(place)
+    options = [[pairs[place][1] for place in group] for group in places.values()]
+    rows = option_scores(decoder, params, list(places), options, batch=batch, on_done=on_done)
+    scores = {
+        place: score
+        for group, row in zip(places.values(), rows, strict=True)
+        for place, score in zip(group, row, strict=True)
+    }
+    return [scores[place] for place in range(len(pairs))]
+
+
+def rolling_pairs(
+    tokens: Sequence[int], *, first: int, context: int
+) -> list[tuple[list[int], list[int]]]:
+    """Cuts a text into pairs whose scores add up to its rolling log-likelihood.
+
+    Every token is a continuation exactly once. The first piece follows `first` alone and fills the
+    context; so does every later one; the last piece reaches back for as much as there is room for.
+
+    Args:
+      tokens: ids of the text.
+      first: what stands before the first token, which could not be scored otherwise.
+      context: most tokens that the model reads at once, at least 1.
+
+    Returns:
+      (context, continuation) pairs for `continuation_scores`.
+
+    Examples:
+      >>> rolling_pairs([1, 2, 3, 4, 5], first=0, context=4)
+      [([0], [1, 2, 3, 4]), ([1, 2, 3, 4], [5])]
+    """
+    whole, pairs = [first, *tokens], []
+    for start in range(1, len(whole), context):
+        end = min(start + context, len(whole))
+        pairs.append((whole[max(0, end - 1 - context) : start], whole[start:end]))
+    return pairs
 
 
 def dialogue_nll(
@@ -131,6 +205,21 @@ def token_log_probs(
 ) -> Float[Array, "b t"]:
     """The log-probability of each label given the hidden state at its place, float32.
 
+    Arguments as `token_scores`.
+    """
+    return token_scores(decoder, params, hidden, labels, chunk=chunk)[0]
+
+
+def token_scores(
+    decoder: Decoder,
+    params: Params,
+    hidden: Float[Array, "b t d"],
+    labels: Int[Array, "b t"],
+    *,
+    chunk: int = 256,
+) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
+    """Each label's log-probability given the state at its place, and whether it is the likeliest.
+
     Args:
       decoder: the model, for its `unembed`.
       params: its parameters.
@@ -143,14 +232,18 @@ def token_log_probs(
     states = jnp.pad(hidden.reshape(-1, hidden.shape[-1]), ((0, missing), (0, 0)))
     ids = jnp.pad(labels.reshape(-1), (0, missing))
 
-    def score(part: tuple[Array, Array]) -> Array:
+    def score(part: tuple[Array, Array]) -> tuple[Array, Array]:
         logits: Any = decoder.apply({"params": params}, part[0][None], method="unembed")
         chosen = jnp.take_along_axis(logits[0], part[1][:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits[0], axis=-1)
+        is_likeliest = logits[0].argmax(axis=-1) == part[1]
+        return chosen - jax.nn.logsumexp(logits[0], axis=-1), is_likeliest
 
     parts = (states.reshape(-1, width, states.shape[-1]), ids.reshape(-1, width))
-    log_probs: Array = jax.lax.map(score, parts).reshape(-1)[: labels.size].reshape(labels.shape)
-    return log_probs
+    log_probs, is_likeliest = (
+        found.reshape(-1)[: labels.size].reshape(labels.shape)
+        for found in jax.lax.map(score, parts)
+    )
+    return log_probs, is_likeliest
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -161,8 +254,11 @@ def _score(
     lengths: Int[Array, " b"],
     labels: Int[Array, "bo t"],
     counts: Int[Array, " bo"],
-) -> Float[Array, " bo"]:
-    """Summed log-probability of each option; options of a prompt are neighbours."""
+) -> tuple[Float[Array, " bo"], Bool[Array, " bo"]]:
+    """Summed log-probability of each option, and whether it is greedy.
+
+    Options of a prompt are neighbours.
+    """
     repeats = labels.shape[0] // tokens.shape[0]
     _, cache = prefill(decoder, params, tokens, lengths, num_more=labels.shape[1])
     cache = KVCache(
@@ -181,8 +277,9 @@ def _score(
     hidden, _ = decoder.apply(
         {"params": params}, inputs, positions, is_label.astype(jnp.int32), cache
     )
-    log_probs = token_log_probs(decoder, params, hidden, labels)
-    return replicate(jnp.where(is_label, log_probs, 0.0).sum(axis=1))
+    log_probs, is_likeliest = token_scores(decoder, params, hidden, labels)
+    total = jnp.where(is_label, log_probs, 0.0).sum(axis=1)
+    return replicate(total), replicate((is_likeliest | ~is_label).all(axis=1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -198,6 +295,18 @@ def _batch_nll(
     return replicate(total), replicate(is_scored.sum())
 
 
+def _alike(
+    prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]], batch: int
+) -> Iterator[list[int]]:
+    """Numbers of prompts in batches: of as many options, and of similar length."""
+    groups: dict[int, list[int]] = {}
+    for number, choices in enumerate(options):
+        groups.setdefault(len(choices), []).append(number)
+    for group in groups.values():
+        for rows in length_batches([len(prompts[i]) for i in group], batch):
+            yield [group[row] for row in rows]
+
+
 def _check(
     prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]], context: int
 ) -> None:
@@ -210,8 +319,8 @@ def _check(
                 f"item {index}: expected tokens in the prompt and in every option, got a prompt "
                 f"of {len(prompt)} and options of {[len(choice) for choice in choices]}"
             )
-        if (longest := len(prompt) + max(map(len, choices))) > context:
+        if (longest := len(prompt) + max(map(len, choices)) - 1) > context:
             raise ValueError(
-                f"item {index}: prompt and longest option have {longest} tokens, but the model's "
-                f"context holds {context}; leave the item out or shorten it"
+                f"item {index}: prompt and longest option but its last token have {longest} "
+                f"tokens, but the model's context holds {context}; leave the item out or shorten it"
             )

@@ -4,10 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medcare_jax.data.packing import Batch
 from medcare_jax.evaluation import likelihood
-from medcare_jax.evaluation.likelihood import dialogue_nll, option_scores, token_log_probs
+from medcare_jax.evaluation.likelihood import (
+    continuation_scores,
+    dialogue_nll,
+    option_scores,
+    rolling_pairs,
+    token_log_probs,
+)
+from medcare_jax.generation.sampler import Sampler
 from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.settings import MeshSettings
 from medcare_jax.sharding import make_mesh, tree_shardings
@@ -69,6 +78,68 @@ def test_scores_equal_those_of_whole_rows(decoder, params, expected):
     assert scores[0][2].mean == scores[0][2].log_prob / 4
 
 
+def test_pairs_in_any_order_have_the_scores_of_their_options(decoder, params, expected):
+    pairs = [(p, o) for p, options in zip(PROMPTS, OPTIONS, strict=True) for o in options]
+    order = np.random.default_rng(0).permutation(len(pairs))
+    done: list[int] = []
+    scores = continuation_scores(
+        decoder, params, [pairs[i] for i in order], batch=3, on_done=done.append
+    )
+    flat = [log_prob for row in expected for log_prob in row]
+    np.testing.assert_allclose(
+        [score.log_prob for score in scores], [flat[i] for i in order], atol=2e-5
+    )
+    assert sum(done) == len(PROMPTS)
+
+
+def test_what_greedy_generation_writes_is_greedy_and_one_changed_token_is_not(decoder, params):
+    sampler = Sampler(decoder, params, end_ids=[VOCAB - 1], pad_id=0)
+    rows = sampler.generate(PROMPTS, max_new_tokens=6, batch=5)
+    written = list(zip(PROMPTS, rows, strict=True))
+    changed = [(prompt, [*row[:3], (row[3] + 1) % VOCAB, *row[4:]]) for prompt, row in written]
+    first = [(prompt, row[:1]) for prompt, row in written]
+    scores = continuation_scores(decoder, params, written + changed + first, batch=2)
+    assert [score.is_greedy for score in scores] == [True] * 5 + [False] * 5 + [True] * 5
+
+
+@given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 7))
+def test_rolling_pairs_score_every_token_once_and_fit(tokens, context):
+    pairs = rolling_pairs(tokens, first=0, context=context)
+    assert [token for _, more in pairs for token in more] == tokens
+    done = 0
+    for before, more in pairs:
+        assert 1 <= len(before)
+        assert len(before) + len(more) - 1 <= context
+        assert before == [0, *tokens][done + 1 - len(before) : done + 1]
+        is_first_or_reaches_back = not done or len(before) + len(more) - 1 == context
+        assert is_first_or_reaches_back
+        done += len(more)
+
+
+def test_rolling_pairs_add_up_to_the_whole_text(decoder, params):
+    """A text that fits: the sum over all tokens but the first, which stands for the beginning."""
+    text = [*PROMPTS[2], *PROMPTS[4]]
+    total = _total(decoder, params, [3], text)
+    (score,) = continuation_scores(
+        decoder, params, rolling_pairs(text, first=3, context=64), batch=1
+    )
+    assert score.log_prob == pytest.approx(total, abs=1e-4)
+    assert score.num_tokens == len(text)
+    cut = rolling_pairs(text, first=3, context=9)
+    parts = continuation_scores(decoder, params, cut, batch=2)
+    by_hand = sum(_total(decoder, params, *pair) for pair in cut)
+    assert sum(part.log_prob for part in parts) == pytest.approx(by_hand, abs=1e-4)
+
+
+def _total(decoder, params, before, more):
+    """The log-probability of `more` after `before`, from one whole row."""
+    ids = np.zeros((1, 36), np.int32)
+    ids[0, : len(before) + len(more)] = [*before, *more]
+    inputs = (jnp.asarray(ids), jnp.arange(36)[None], jnp.ones((1, 36), jnp.int32))
+    log_probs = jax.nn.log_softmax(jnp.asarray(outputs_of(decoder, params, Inputs(*inputs)).logits))
+    return sum(float(log_probs[0, len(before) - 1 + i, token]) for i, token in enumerate(more))
+
+
 def test_a_mesh_changes_nothing(decoder, params, expected):
     mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
@@ -82,7 +153,7 @@ def test_nothing_compiles_twice_within_a_bucket(decoder, params):
     option_scores(decoder, params, PROMPTS[:1], OPTIONS[:1], batch=3)
     compiled = likelihood._score._cache_size()
     half = jax.tree.map(lambda x: x * 0.5, params)
-    option_scores(decoder, half, [[4] * 15, [2]], [[[1] * 8, [2], [3]], [[4]]], batch=3)
+    option_scores(decoder, half, [[4] * 15, [2]], [[[1] * 8, [2], [3]], [[4]] * 3], batch=3)
     assert likelihood._score._cache_size() == compiled
 
 
@@ -140,7 +211,7 @@ def test_no_targets_are_refused(decoder, params):
         ([[1], []], [[[1]], [[1]]], "item 1: .* prompt of 0"),
         ([[1]], [[[1], []]], r"options of \[1, 0\]"),
         ([[1]], [[]], r"options of \[\]"),
-        ([[1] * 60], [[[1], [2] * 5]], "item 0: .* 65 tokens, .* holds 64"),
+        ([[1] * 60], [[[1], [2] * 6]], "item 0: .* 65 tokens, .* holds 64"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(decoder, params, prompts, options, message):
