@@ -9,7 +9,7 @@ from typing import Any
 from medcare_jax import distributed
 from medcare_jax.conversion.huggingface import save_huggingface
 from medcare_jax.evaluation.evaluator import evaluate
-from medcare_jax.evaluation.report.writing import RunReport, StageCurve, write_report
+from medcare_jax.evaluation.report.run_report import RunReport, StageCurve, write_report
 from medcare_jax.evaluation.tasks import Task
 from medcare_jax.files import read_json, write_json
 from medcare_jax.models.aggregators import Components

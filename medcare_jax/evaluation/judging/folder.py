@@ -16,7 +16,7 @@ from medcare_jax.evaluation.judging.judge import (
     describe_cost,
     judge,
 )
-from medcare_jax.evaluation.judging.rubric import CRITERIA, RUBRIC_DIGEST
+from medcare_jax.evaluation.judging.rubric import CRITERIA, JUDGE_METRIC, RUBRIC_DIGEST
 from medcare_jax.evaluation.metrics import estimate
 from medcare_jax.evaluation.results import (
     RESULTS_FILE,
@@ -30,9 +30,6 @@ from medcare_jax.evaluation.results import (
     write_results,
 )
 from medcare_jax.files import write_json
-
-JUDGE_METRIC = "judge"
-"""The mean of the four marks; the headline of tasks that only a judge can score."""
 
 CACHE_FOLDER = "judge_cache"
 RECORD_FILE = "judge.json"

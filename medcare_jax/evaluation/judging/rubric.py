@@ -13,6 +13,9 @@ CRITERIA: dict[str, str] = {
 }
 """The four marks of the paper's CCTE, each an integer from 1 to 5, and the question behind it."""
 
+JUDGE_METRIC = "judge"
+"""The mean of the four marks; the headline of tasks that only a judge can score."""
+
 LOWEST, HIGHEST = 1, 5
 _LONGEST = 10_000
 

@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from medcare_jax.evaluation.report.comparison import STAGES, Row, interval, percent
-
 HEIGHT = 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 34
 _MOST_POINTS = 600  # a longer curve is thinned; a screen shows no more
@@ -65,11 +63,34 @@ def line_chart(
     )
 
 
-def score_chart(rows: Sequence[Row]) -> str:
-    """Scores with intervals of every headline metric and stage, one band per task, as `<svg>`."""
-    heads = [row for row in rows if row.is_headline]
-    left, band, width = 170, 62, 760
-    height = _TOP + band * len(heads) + _BOTTOM
+class Dot(NamedTuple):
+    """A score on its interval.
+
+    Attributes:
+      kind: CSS class that gives the colour.
+      said: What is told of it, on hovering and aloud.
+      score, low, high: Places in [0, 1].
+    """
+
+    kind: str
+    said: str
+    score: float
+    low: float
+    high: float
+
+
+class Band(NamedTuple):
+    """A task: its name, what the numbers are, and a dot for each way or time of scoring it."""
+
+    name: str
+    note: str
+    dots: Sequence[Dot]
+
+
+def interval_chart(bands: Sequence[Band], *, title: str) -> str:
+    """Scores with intervals, one band per task, from 0 % to 100 % of what can be reached."""
+    left, band, width = 190, 62, 760
+    height = _TOP + band * len(bands) + _BOTTOM
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
     x = Axis(lambda v: left + v * (width - left - 24), ticks, lambda v: f"{100 * v:.0f}%")
     parts = [
@@ -78,31 +99,31 @@ def score_chart(rows: Sequence[Row]) -> str:
         f'y="{height - _BOTTOM + 18}">{x.label(v)}</text>'
         for v in ticks
     ]
-    for index, row in enumerate(heads):
+    for index, entry in enumerate(bands):
         middle = _TOP + band * (index + 0.5)
         parts.append(
             f'<text class="name" text-anchor="end" x="{left - 16}" y="{middle - 2:.1f}">'
-            f"{html.escape(row.task)}</text>"
+            f"{html.escape(entry.name)}</text>"
             f'<text class="tick" text-anchor="end" x="{left - 16}" y="{middle + 14:.1f}">'
-            f"{html.escape(row.metric.replace('_', ' '))}</text>"
+            f"{html.escape(entry.note)}</text>"
         )
-        parts += _dots(row, x, middle)
+        parts += _dots(entry, x, middle)
+    name = html.escape(title)
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Task scores">'
-        f"<title>Task scores</title>{''.join(parts)}</svg>"
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">'
+        f"<title>{name}</title>{''.join(parts)}</svg>"
     )
 
 
-def _dots(row: Row, x: Axis, middle: float) -> list[str]:
-    """A task's scores: a mark per stage on its interval, told apart by colour and height."""
+def _dots(band: Band, x: Axis, middle: float) -> list[str]:
+    """A task's scores: a mark each on its interval, told apart by colour and height."""
     parts = []
-    for place, (stage, estimate) in enumerate(row.estimates.items()):
-        y = middle + 15 * (place - (len(row.estimates) - 1) / 2)
+    for place, dot in enumerate(band.dots):
+        y = middle + 15 * (place - (len(band.dots) - 1) / 2)
         parts.append(
-            f'<g class="stage {stage}"><title>{html.escape(row.task)}, {STAGES[stage]}: '
-            f"{percent(estimate.score)} ({interval(estimate)})"
-            f'</title><line x1="{x.place(estimate.low):.1f}" x2="{x.place(estimate.high):.1f}" '
-            f'y1="{y:.1f}" y2="{y:.1f}"/><circle cx="{x.place(estimate.score):.1f}" '
+            f'<g class="stage {dot.kind}"><title>{html.escape(f"{band.name}, {dot.said}")}</title>'
+            f'<line x1="{x.place(dot.low):.1f}" x2="{x.place(dot.high):.1f}" '
+            f'y1="{y:.1f}" y2="{y:.1f}"/><circle cx="{x.place(dot.score):.1f}" '
             f'cy="{y:.1f}" r="4.5"/></g>'
         )
     return parts

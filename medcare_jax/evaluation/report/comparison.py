@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from medcare_jax.evaluation.metrics import Estimate, mcnemar_exact
+from medcare_jax.evaluation.report.wording import p_value, percent
 from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE
 
 STAGES: dict[str, str] = {"base": "base", "mka": "after MKA", "da": "after DA"}
@@ -117,39 +118,6 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
     ]
 
 
-def percent(score: float) -> str:
-    """A share as a reader sees it.
-
-    Examples:
-      >>> percent(0.6825)
-      '68.2%'
-    """
-    return f"{100 * score:.1f}%"
-
-
-def points(delta: float) -> str:
-    """A difference of shares in percentage points, with its sign.
-
-    Examples:
-      >>> points(0.25), points(-0.031), points(0.0)
-      ('+25.0', '−3.1', '±0.0')
-    """
-    value = f"{abs(100 * delta):.1f}"
-    if float(value) == 0:
-        return f"±{value}"
-    return f"{'+' if delta > 0 else '−'}{value}"
-
-
-def interval(estimate: Estimate) -> str:
-    """A 95 % interval as a reader sees it, in per cent.
-
-    Examples:
-      >>> interval(Estimate(0.5, 0.421, 0.5833))
-      '42.1 to 58.3'
-    """
-    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
-
-
 def span_title(before: str, after: str) -> str:
     """A pair of stages as the head of a column.
 
@@ -158,16 +126,6 @@ def span_title(before: str, after: str) -> str:
       'MKA → DA'
     """
     return f"{_BRIEF[before]} → {_BRIEF[after]}"
-
-
-def p_value(p: float) -> str:
-    """A p-value as a reader sees it.
-
-    Examples:
-      >>> p_value(0.0321), p_value(1e-9)
-      ('p = 0.032', 'p < 0.001')
-    """
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _check_same_items(first: Results, other: Results, stage: str) -> None:

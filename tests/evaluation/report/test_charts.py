@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcare_jax.evaluation.report.charts import HEIGHT, line_chart, score_chart
+from medcare_jax.evaluation.report.charts import HEIGHT, line_chart
 from medcare_jax.evaluation.report.comparison import compare
+from medcare_jax.evaluation.report.run_page import score_chart
 
 FINITE = st.floats(-1e9, 1e9, allow_subnormal=False)
 

@@ -8,14 +8,18 @@ from medcare_jax.evaluation.report.comparison import (
     Row,
     compare,
     findings,
-    interval,
-    p_value,
-    percent,
-    points,
     span_title,
 )
 from medcare_jax.evaluation.report.content import RunReport, StageCurve, flat_items
-from medcare_jax.evaluation.report.page import html_page, stage_facts
+from medcare_jax.evaluation.report.run_page import html_page, stage_facts
+from medcare_jax.evaluation.report.tables import code, escape
+from medcare_jax.evaluation.report.wording import (
+    interval,
+    metric_name,
+    p_value,
+    percent,
+    points,
+)
 from medcare_jax.files import write_text
 
 __all__ = ["RunReport", "StageCurve", "markdown", "write_report"]
@@ -47,9 +51,9 @@ def write_report(workdir: str | Path, content: RunReport) -> tuple[Path, Path]:
 def markdown(content: RunReport) -> str:
     """The report as Markdown: findings, scores, stages, data, settings, digests, versions."""
     rows = compare(content.scores)
-    parts = [f"# {_escape(content.title)}", f"Base model: {_code(content.base)}"]
+    parts = [f"# {escape(content.title)}", f"Base model: {code(content.base)}"]
     if content.export:
-        parts.append(f"Exported model: {_code(content.export)}")
+        parts.append(f"Exported model: {code(content.export)}")
     parts += ["## What the numbers say", _said(rows)]
     if rows:
         parts += ["## Scores", _score_table(rows)]
@@ -62,14 +66,14 @@ def markdown(content: RunReport) -> str:
     }
     for title, values in sections.items():
         if values:
-            body = [[name, _code(text)] for name, text in flat_items(values)]
+            body = [[name, code(text)] for name, text in flat_items(values)]
             parts += [f"## {title}", _table(["", ""], body)]
     return "\n\n".join(parts) + "\n"
 
 
 def _said(rows: Sequence[Row]) -> str:
     """The findings as a list."""
-    said = [f"- {_MARKS[verdict]} {_escape(text)}" for verdict, text in findings(rows)]
+    said = [f"- {_MARKS[verdict]} {escape(text)}" for verdict, text in findings(rows)]
     nothing = "No task was scored before and after a stage, so there is nothing to compare."
     return "\n".join(said) or nothing
 
@@ -84,8 +88,8 @@ def _score_table(rows: Sequence[Row]) -> str:
     ]
     body = [
         [
-            _escape(row.task),
-            row.metric.replace("_", " "),
+            escape(row.task),
+            metric_name(row.metric),
             str(row.items),
             *(f"{percent(e.score)} ({interval(e)})" for e in row.estimates.values()),
             *(f"{points(c.delta)} ({p_value(c.p_value)})" for c in row.changes.values()),
@@ -100,20 +104,10 @@ def _stage_table(stages: Sequence[StageCurve]) -> str:
     names = list(dict.fromkeys(name for stage in stages for name, _ in stage_facts(stage)))
     facts = [dict(stage_facts(stage)) for stage in stages]
     body = [[name, *(fact.get(name, "–") for fact in facts)] for name in names]
-    return _table(["", *(_escape(stage.name) for stage in stages)], body)
+    return _table(["", *(escape(stage.name) for stage in stages)], body)
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escape(text: str) -> str:
-    """Text that no Markdown table or HTML reader takes for markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
-
-
-def _code(text: str) -> str:
-    """Text in monospace."""
-    return f"`{text.replace('`', chr(39)).replace('|', chr(92) + '|')}`".replace("\n", " ")

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from medcare_jax.evaluation.report.comparison import compare, findings
-from medcare_jax.evaluation.report.page import html_page
-from medcare_jax.evaluation.report.writing import markdown, write_report
+from medcare_jax.evaluation.report.run_page import html_page
+from medcare_jax.evaluation.report.run_report import markdown, write_report
 
 
 def test_both_files_are_written_whole(report, tmp_path):

@@ -1,11 +1,10 @@
 """The report of a run as one HTML page: no script, no network, light and dark."""
 
-import html
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medcare_jax.evaluation.report.charts import line_chart, score_chart
+from medcare_jax.evaluation.report.charts import Band, Dot, interval_chart, line_chart
 from medcare_jax.evaluation.report.comparison import (
     SIGNIFICANCE,
     STAGES,
@@ -13,14 +12,25 @@ from medcare_jax.evaluation.report.comparison import (
     Row,
     compare,
     findings,
-    interval,
-    p_value,
-    percent,
-    points,
     span_title,
 )
 from medcare_jax.evaluation.report.content import RunReport, StageCurve, flat_items
-from medcare_jax.evaluation.report.style import STYLE
+from medcare_jax.evaluation.report.elements import (
+    document,
+    facts,
+    folded,
+    legend,
+    section,
+    text,
+    tiles,
+)
+from medcare_jax.evaluation.report.wording import (
+    interval,
+    metric_name,
+    p_value,
+    percent,
+    points,
+)
 
 _VERDICTS = {"better": "better", "worse": "worse", "unclear": "no clear change"}
 
@@ -37,19 +47,13 @@ def html_page(content: RunReport) -> str:
     rows = compare(content.scores)
     sections = [
         _header(content),
-        _section("What the numbers say", _findings(rows)),
-        _section("Scores", _scores(rows, content.scores)) if rows else "",
-        *(_section(f"Training: {stage.name}", _stage(stage)) for stage in content.stages),
-        _section("Data", _facts(flat_items(content.data))) if content.data else "",
-        _section("How it was made", _provenance(content)),
+        section("What the numbers say", _findings(rows)),
+        section("Scores", _scores(rows, content.scores)) if rows else "",
+        *(section(f"Training: {stage.name}", _stage(stage)) for stage in content.stages),
+        section("Data", facts(flat_items(content.data))) if content.data else "",
+        section("How it was made", _provenance(content)),
     ]
-    title = _text(content.title)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{''.join(sections)}</main>\n</body>\n</html>\n"
-    )
+    return document(content.title, "".join(sections))
 
 
 def stage_facts(stage: StageCurve) -> list[tuple[str, str]]:
@@ -75,17 +79,12 @@ def stage_facts(stage: StageCurve) -> list[tuple[str, str]]:
 
 def _header(content: RunReport) -> str:
     """Title, base and export."""
-    export = f"<dt>Exported model</dt><dd>{_text(content.export)}</dd>" if content.export else ""
+    export = f"<dt>Exported model</dt><dd>{text(content.export)}</dd>" if content.export else ""
     return (
-        f'<header><p class="kicker">MedCare run</p><h1>{_text(content.title)}</h1>'
-        f'<dl class="inline"><dt>Base model</dt><dd>{_text(content.base)}</dd>{export}</dl>'
+        f'<header><p class="kicker">MedCare run</p><h1>{text(content.title)}</h1>'
+        f'<dl class="inline"><dt>Base model</dt><dd>{text(content.base)}</dd>{export}</dl>'
         "</header>\n"
     )
-
-
-def _section(title: str, body: str) -> str:
-    """A titled part of the page."""
-    return f"<section>\n<h2>{_text(title)}</h2>\n{body}\n</section>\n"
 
 
 def _findings(rows: Sequence[Row]) -> str:
@@ -95,17 +94,15 @@ def _findings(rows: Sequence[Row]) -> str:
         return "<p>No task was scored before and after a stage, so there is nothing to compare.</p>"
     items = "".join(
         f'<li class="{verdict}"><span class="mark">{_VERDICTS[verdict]}</span>'
-        f"<span>{_text(text)}</span></li>"
-        for verdict, text in said
+        f"<span>{text(sentence)}</span></li>"
+        for verdict, sentence in said
     )
     return f'<ul class="findings">{items}</ul>'
 
 
 def _scores(rows: Sequence[Row], scores: Mapping[str, Any]) -> str:
     """Chart, table, breakdown by type, and how to read them."""
-    legend = "".join(
-        f'<span class="key {stage}">{STAGES[stage]}</span>' for stage in rows[0].estimates
-    )
+    keys = [(stage, STAGES[stage]) for stage in rows[0].estimates]
     note = (
         "Scores are means over items; bars and brackets are 95 % bootstrap intervals. Changes "
         "are in percentage points, with the p-value of McNemar's exact test on the same items, "
@@ -113,10 +110,27 @@ def _scores(rows: Sequence[Row], scores: Mapping[str, Any]) -> str:
         f"{SIGNIFICANCE:g} a change is called better or worse."
     )
     return (
-        f'<p class="legend">{legend}</p><figure class="wide">{score_chart(rows)}</figure>'
-        f'{_score_table(rows)}<p class="note">{_text(note)}{_left_out(scores)}</p>'
+        f'{legend(keys)}<figure class="wide">{score_chart(rows)}</figure>'
+        f'{_score_table(rows)}<p class="note">{text(note)}{_left_out(scores)}</p>'
         f"{_type_table(scores)}"
     )
+
+
+def score_chart(rows: Sequence[Row]) -> str:
+    """Every headline metric at every stage."""
+    bands = [
+        Band(
+            row.task,
+            metric_name(row.metric),
+            [
+                Dot(stage, f"{STAGES[stage]}: {percent(e.score)} ({interval(e)})", *e)
+                for stage, e in row.estimates.items()
+            ],
+        )
+        for row in rows
+        if row.is_headline
+    ]
+    return interval_chart(bands, title="Task scores")
 
 
 def _score_table(rows: Sequence[Row]) -> str:
@@ -134,7 +148,7 @@ def _score_table(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.kind != kind:
             kind = row.kind
-            body.append(f'<tr class="kind"><th colspan="{width}">{_text(kind)}</th></tr>')
+            body.append(f'<tr class="kind"><th colspan="{width}">{text(kind)}</th></tr>')
         body.append(_score_row(row))
     return (
         f'<div class="scroll"><table class="scores"><thead><tr>{head}</tr></thead>'
@@ -151,8 +165,8 @@ def _score_row(row: Row) -> str:
     changes = "".join(_change_cell(change) for change in row.changes.values())
     importance = "head" if row.is_headline else "minor"
     return (
-        f'<tr class="{importance}"><th scope="row">{_text(row.task)}'
-        f"<small>{_text(row.metric.replace('_', ' '))}</small></th>"
+        f'<tr class="{importance}"><th scope="row">{text(row.task)}'
+        f"<small>{text(metric_name(row.metric))}</small></th>"
         f'<td class="number">{row.items:,}</td>{cells}{changes}</tr>'
     )
 
@@ -161,7 +175,7 @@ def _change_cell(change: Change) -> str:
     """A difference, its p-value, and its verdict as colour."""
     return (
         f'<td class="number change {change.verdict}"><strong>{points(change.delta)}</strong>'
-        f"<small>{_text(p_value(change.p_value))}</small></td>"
+        f"<small>{text(p_value(change.p_value))}</small></td>"
     )
 
 
@@ -174,7 +188,7 @@ def _left_out(scores: Mapping[str, Any]) -> str:
         for reason, count in result["left_out"].items()
         if count
     ]
-    return _text(f" Left out of every stage: {'; '.join(counts)}.") if counts else ""
+    return text(f" Left out of every stage: {'; '.join(counts)}.") if counts else ""
 
 
 def _type_table(scores: Mapping[str, Any]) -> str:
@@ -193,7 +207,7 @@ def _type_table(scores: Mapping[str, Any]) -> str:
         return ""
     head = "".join(f'<th scope="col" class="number">{STAGES[stage]}</th>' for stage in stages)
     body = "".join(
-        f'<tr><th scope="row">{_text(task)}<small>{_text(name)}</small></th>'
+        f'<tr><th scope="row">{text(task)}<small>{text(name)}</small></th>'
         f'<td class="number">{entry["items"]:,}</td>'
         + "".join(f'<td class="number">{percent(e[task, name]["score"])}</td>' for e in by_stage)
         + "</tr>"
@@ -223,12 +237,8 @@ def _stage(stage: StageCurve) -> str:
         curves.append(("orthogonality drift", hint, stage.leak, limits))
     columns = 2 if len(curves) == 4 else 3
     charts = [_figure(stage, *curve, width=1040 // columns) for curve in curves]
-    tiles = "".join(
-        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>"
-        for name, value in stage_facts(stage)
-    )
     grid = f'<div class="charts by-{columns}">{"".join(charts)}</div>'
-    return f'<dl class="tiles">{tiles}</dl>{grid}'
+    return tiles(stage_facts(stage)) + grid
 
 
 def _figure(
@@ -242,7 +252,7 @@ def _figure(
 ) -> str:
     """A captioned curve over a stage's steps."""
     chart = line_chart(stage.step, values, title=f"{stage.name}: {title}", width=width, **options)
-    caption = f"{_text(title)}<small>{_text(hint) or '&nbsp;'}</small>"
+    caption = f"{text(title)}<small>{text(hint) or '&nbsp;'}</small>"
     return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
 
 
@@ -253,19 +263,4 @@ def _provenance(content: RunReport) -> str:
         ("Digests", content.digests),
         ("Versions", content.versions),
     ]
-    return "".join(
-        f"<details><summary>{title}</summary>{_facts(flat_items(values))}</details>"
-        for title, values in parts
-        if values
-    )
-
-
-def _facts(items: Sequence[tuple[str, str]]) -> str:
-    """Names and values side by side."""
-    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in items)
-    return f'<dl class="facts">{rows}</dl>'
-
-
-def _text(text: str) -> str:
-    """Text that no reader takes for markup."""
-    return html.escape(text)
+    return "".join(folded(title, facts(flat_items(values))) for title, values in parts)
