@@ -9,12 +9,12 @@ CONFIG ?= configs/smollm2_135m.py
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint types doctest clean
+.PHONY: demo test test-slow lint types doctest browser clean
 
 demo: $(VENV)/demo
 	$(BIN)/python tools/medcare.py --config=$(CONFIG) --workdir=$(WORKDIR)
 
-test: $(VENV)/test lint types doctest
+test: $(VENV)/test lint types doctest $(if $(CI),browser)
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/test
@@ -29,6 +29,13 @@ types: $(VENV)/test
 
 doctest: $(VENV)/test
 	$(BIN)/python -m pytest --doctest-modules medcare_jax
+
+# Tests open pages in Chromium and are skipped without it. On a CI machine `make test` installs it;
+# on a person's machine nothing is installed that was not asked for.
+browser:
+	@command -v chromium chromium-browser >/dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+	  >/dev/null || echo "no Chromium and no way to install it: tests that need it are skipped"
 
 clean:
 	rm -rf $(VENV)

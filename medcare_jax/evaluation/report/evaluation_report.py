@@ -21,6 +21,7 @@ from medcare_jax.evaluation.report.evaluation_tables import (
     cblue_table,
     estimate_of,
     exam_table,
+    in_table_order,
     left_out,
     other_table,
     paper_table,
@@ -63,6 +64,7 @@ def write_evaluation_report(folder: Path) -> tuple[Path, Path]:
     samples: Iterable[Sample] = ()
     if (folder / SAMPLES_FILE).is_file():
         samples = itertools.islice(read_samples(folder / SAMPLES_FILE), MOST_SAMPLES)
+    results = in_table_order(results)
     texts = {"report.md": markdown(results), "report.html": page(results, samples)}
     for name, content in texts.items():
         write_text(folder / name, content)
@@ -105,7 +107,7 @@ def _tables(results: Results) -> list[tuple[str, Table]]:
     return [
         ("Exams of the paper's Table 1", paper_table(results)),
         ("More exams in Chinese", exam_table(results, "zh")),
-        ("Exams in English", exam_table(results, "en")),
+        ("Exams and questions in English", exam_table(results, "en")),
         ("CBLUE", cblue_table(results)),
         ("Other tasks", other_table(results)),
         ("Ways of asking, side by side", protocol_table(results)),

@@ -16,6 +16,7 @@ from medcare_jax.evaluation.report.wording import (
     score_text,
 )
 from medcare_jax.evaluation.results import MetricScore, Results, TaskResult, headline
+from medcare_jax.evaluation.tasks import KNOWLEDGE, TASKS
 
 EXAM_METRIC = "accuracy"
 CBLUE = "cblue"
@@ -46,7 +47,7 @@ def paper_table(results: Results) -> Table:
         if len(present) == len(COLUMNS)
         else Cell(NONE, f"{len(present)} of {len(COLUMNS)}")
     )
-    ours = Row(Cell(results["model"]["name"], "here"), [*cells, average], is_ours=True)
+    ours = Row(Cell(results["model"]["name"], "here"), [*cells, average], "ours")
     note = f"Accuracy in per cent. Rows above ours: {SOURCE}. {INTERVALS}"
     return Table(["model", *COLUMNS.values(), AVERAGE], [*quoted, ours], note)
 
@@ -57,9 +58,7 @@ def exam_table(results: Results, language: str) -> Table:
         [
             task
             for name, task in results["tasks"].items()
-            if task["metric"] == EXAM_METRIC
-            and task["language"] == language
-            and name not in COLUMNS
+            if _is_exam(task) and task["language"] == language and name not in COLUMNS
         ]
     )
 
@@ -75,7 +74,7 @@ def cblue_table(results: Results) -> Table:
         for name, part in score["types"].items()
     ]
     mean = Cell(f"{100 * score['score']:.2f}", interval_text(task["metric"], estimate_of(score)))
-    rows.append(Row(Cell("mean of the tasks"), [Cell(f"{task['items']:,}"), mean], is_ours=True))
+    rows.append(Row(Cell("mean of the tasks"), [Cell(f"{task['items']:,}"), mean], "ours"))
     note = "Each task in its own metric, in per cent: F1 of extraction or classification, ROUGE-L."
     return Table(["CBLUE task", "items", "score"], rows, note)
 
@@ -83,9 +82,7 @@ def cblue_table(results: Results) -> Table:
 def other_table(results: Results) -> Table:
     """Tasks that are neither exams nor CBLUE, with every metric."""
     others = [
-        task
-        for name, task in results["tasks"].items()
-        if task["metric"] != EXAM_METRIC and name != CBLUE
+        task for name, task in results["tasks"].items() if not _is_exam(task) and name != CBLUE
     ]
     return _score_table(others)
 
@@ -125,6 +122,13 @@ def type_table(results: Results) -> Table:
     return Table(["task and type", "items", "score"], rows)
 
 
+def in_table_order(results: Results) -> Results:
+    """The same results with tasks in the order of the task table; a file has them by name."""
+    places = {name: place for place, name in enumerate(TASKS)}
+    names = sorted(results["tasks"], key=lambda name: places.get(name, len(places)))
+    return {**results, "tasks": {name: results["tasks"][name] for name in names}}
+
+
 def estimate_of(score: MetricScore) -> Estimate:
     """A score with its interval."""
     return Estimate(score["score"], score["low"], score["high"])
@@ -141,6 +145,11 @@ def left_out(results: Results) -> str:
     return f"Left out: {'; '.join(counts)}." if counts else ""
 
 
+def _is_exam(task: TaskResult) -> bool:
+    """Whether a task asks for facts, in questions with options."""
+    return task["metric"] == EXAM_METRIC and task["kind"] == KNOWLEDGE
+
+
 def _score_table(tasks: Sequence[TaskResult]) -> Table:
     """Every metric of the headline's protocol."""
     rows = []
@@ -150,7 +159,7 @@ def _score_table(tasks: Sequence[TaskResult]) -> Table:
         for metric, score in {**first, **scores["scores"]}.items():
             name = Cell(task["title"], metric_name(metric))
             cells = [Cell(f"{task['items']:,}"), _score_cell(metric, score)]
-            rows.append(Row(name, cells, is_ours=metric == task["metric"]))
+            rows.append(Row(name, cells, "main" if metric == task["metric"] else ""))
     return Table(["task", "items", "score"], rows, INTERVALS)
 
 

@@ -10,7 +10,7 @@ from medcare_jax.evaluation.metrics import Estimate, estimate, mcnemar_exact
 from medcare_jax.evaluation.report.charts import Band, Dot, interval_chart
 from medcare_jax.evaluation.report.comparison import SIGNIFICANCE, Verdict
 from medcare_jax.evaluation.report.elements import document, legend, section, text
-from medcare_jax.evaluation.report.evaluation_tables import estimate_of
+from medcare_jax.evaluation.report.evaluation_tables import estimate_of, in_table_order
 from medcare_jax.evaluation.report.tables import (
     Cell,
     Row,
@@ -77,7 +77,7 @@ def compare_folders(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
         results = read_results(folder)
         if results is None:
             raise FileNotFoundError(f"{folder} has no results.json; evaluate a model into it first")
-        found[str(folder)] = results
+        found[str(folder)] = in_table_order(results)
     if len(found) < len(folders):
         raise ValueError("expected different folders to compare, got one of them twice")
     common, notes = _common(found)
@@ -168,7 +168,7 @@ def _table(found: Mapping[str, Results], common: Sequence[tuple[str, str, str]])
             Row(
                 Cell(task["title"], f"{metric_name(metric)}, {protocol}, {task['items']:,} items"),
                 [*cells, *changes],
-                is_ours=(metric, protocol) == (task["metric"], task["protocol"]),
+                "main" if (metric, protocol) == (task["metric"], task["protocol"]) else "",
             )
         )
     letters = [_letter(place) for place in range(len(found))]
@@ -192,7 +192,7 @@ def _letter(place: int) -> str:
 
     Examples:
       >>> _letter(0), _letter(27)
-      ('A', 'A2')
+      ('A', 'B2')
     """
     letter = chr(ord("A") + place % 26)
     return letter if place < 26 else f"{letter}{place // 26 + 1}"

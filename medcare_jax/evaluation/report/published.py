@@ -8,7 +8,7 @@ in per cent. "w/o DA" is a model after MKA.
 SOURCE = "Liao et al., EMNLP 2024 Findings (arXiv:2406.17484), Table 1"
 
 COLUMNS: dict[str, str] = {
-    "medqa_zh": "MedQA",
+    "medqa_mainland": "MedQA",
     "mmedbench_zh": "MMB",
     "cmb": "CMB",
     "cmexam": "CMExam",

@@ -44,6 +44,7 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 dl.facts { display: grid; grid-template-columns: minmax(150px, max-content) 1fr; gap: 3px 22px; }
 dl.tiles { display: flex; flex-wrap: wrap; gap: 10px; }
 dl.tiles div { flex: 1 1 130px; padding: 9px 14px; background: var(--page); border-radius: 10px; }
+header dl.tiles div { background: var(--card); border: 1px solid var(--line); }
 dl.tiles dt { color: var(--soft); font-size: 12.5px; }
 dl.tiles dd { font-size: 18px; font-weight: 650; }
 .findings { list-style: none; margin: 0; padding: 0; display: grid; gap: 9px; }
@@ -79,7 +80,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 .change.worse strong { color: var(--worse); }
 .change.unclear strong { color: var(--soft); }
 table.plain th strong, table.plain td strong { font-weight: 400; }
-table.plain tr.ours strong { font-weight: 650; }
+table.plain tr.ours strong, table.plain tr.main strong { font-weight: 650; }
 table.plain tr.ours > * { background: var(--unclear-wash); }
 table.plain th[scope="row"] { min-width: 130px; }
 .banner {
@@ -156,6 +157,8 @@ summary + * { margin-top: 12px; }
   details.answer > summary .asked { grid-column: 1 / -1; }
   table.plain { font-size: 14px; } table.plain th, table.plain td { padding: 7px 8px; }
   table.plain th:first-child { position: sticky; left: 0; background: var(--card); }
+  table.plain tr.ours th:first-child { background: var(--unclear-wash); }
+  figure.wide { overflow-x: auto; } figure.wide svg { min-width: 560px; }
 }
 @media print {
   body { background: #fff; font-size: 11pt; } main { max-width: none; padding: 0; }

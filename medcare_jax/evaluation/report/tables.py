@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from medcare_jax.evaluation.report.elements import text
 
@@ -23,11 +23,17 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A name and its cells; `is_ours` sets what was measured here off from what is quoted."""
+    """A name and its cells.
+
+    Attributes:
+      name: Of the row.
+      cells: One per further column.
+      kind: `main` is bold among lesser rows; `ours` is set off from what is quoted or summed up.
+    """
 
     name: Cell
     cells: Sequence[Cell]
-    is_ours: bool = False
+    kind: Literal["", "main", "ours"] = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def html_table(table: Table) -> str:
         f'<th scope="col" class="number">{text(column)}</th>' for column in rest
     )
     body = "".join(
-        f'<tr class="{"ours" if row.is_ours else "quoted"}">'
+        f'<tr class="{row.kind}">'
         f'<th scope="row">{_content(row.name)}</th>'
         f"{''.join(_html_cell(cell) for cell in row.cells)}</tr>"
         for row in table.rows
@@ -66,7 +72,7 @@ def markdown_table(table: Table) -> str:
     if not table.rows:
         return ""
     body = [
-        [_bold(row.name, row.is_ours), *(_bold(cell, row.is_ours) for cell in row.cells)]
+        [_bold(row.name, bool(row.kind)), *(_bold(cell, bool(row.kind)) for cell in row.cells)]
         for row in table.rows
     ]
     lines = [[escape(column) for column in table.columns], ["---"] * len(table.columns), *body]
@@ -97,7 +103,7 @@ def _content(cell: Cell) -> str:
     return f"<strong>{text(cell.text)}</strong>{note}"
 
 
-def _bold(cell: Cell, is_ours: bool) -> str:
+def _bold(cell: Cell, is_bold: bool) -> str:
     """A cell on one line."""
-    content = f"**{escape(cell.text)}**" if is_ours else escape(cell.text)
+    content = f"**{escape(cell.text)}**" if is_bold else escape(cell.text)
     return f"{content} ({escape(cell.note)})" if cell.note else content

@@ -2,14 +2,13 @@
 
 import dataclasses
 import re
-import shutil
-import subprocess
 
 import pytest
 
 from medcare_jax.evaluation.report.comparison import compare, findings
 from medcare_jax.evaluation.report.run_page import html_page
 from medcare_jax.evaluation.report.run_report import markdown, write_report
+from tests.evaluation.report.chromium import run_chromium
 
 
 def test_both_files_are_written_whole(report, tmp_path):
@@ -48,32 +47,20 @@ def test_a_report_without_scores_says_so(report):
     assert "## Scores" not in text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 480])
 def test_a_browser_shows_the_page(report, tmp_path, width):
     """Both schemes are drawn, and nothing but the folded table is wider than the window."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
     images = pytest.importorskip("PIL.Image")
     write_report(tmp_path, report)
     shown = {}
     for scheme in ("light", "dark"):
         picture = tmp_path / f"{scheme}.png"
-        subprocess.run(
-            [
-                *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-                *("--disable-quic", "--no-first-run", "--disable-background-networking"),
-                *("--disable-component-update", "--disable-sync"),
-                f"--user-data-dir={tmp_path / scheme}",
-                f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
-                f"--window-size={width},2400",
-                f"--screenshot={picture}",
-                (tmp_path / "report.html").as_uri(),
-            ],
-            check=True,
-            capture_output=True,
-            timeout=120,
+        run_chromium(
+            tmp_path / scheme,
+            f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+            f"--window-size={width},2400",
+            f"--screenshot={picture}",
+            (tmp_path / "report.html").as_uri(),
         )
         with images.open(picture) as image:
             shown[scheme] = image.convert("RGB")

@@ -1,0 +1,104 @@
+"""Paired differences against known outcomes, and evaluations that cannot be paired."""
+
+import pytest
+
+from medcare_jax.evaluation.metrics import mcnemar_exact
+from medcare_jax.evaluation.report.paired import compare_folders, difference
+from medcare_jax.evaluation.results import write_results
+from tests.evaluation.report.evaluations import metric_score, results_of, task_result
+from tests.evaluation.report.reading import read_page
+
+
+def write(folder, results):
+    folder.mkdir()
+    write_results(folder, results)
+    return folder
+
+
+def test_right_or_wrong_is_mcnemars():
+    before, after = [0] * 12 + [1] * 8, [1] * 9 + [0] * 3 + [1] * 8
+    found = difference(metric_score(before), metric_score(after))
+    assert found.delta == pytest.approx(0.45)
+    assert found.p == mcnemar_exact(before, after)
+    assert found.interval.score == pytest.approx(0.45)
+    assert found.interval.low < 0.45 < found.interval.high
+    assert found.verdict == "better"
+    assert difference(metric_score(after), metric_score(before)).verdict == "worse"
+    assert difference(metric_score(before), metric_score(before)).verdict == "unclear"
+
+
+def test_graded_scores_are_judged_by_their_interval():
+    before = [0.1 * (i % 5) for i in range(50)]
+    better = [value + 0.3 + 0.01 * (i % 3) for i, value in enumerate(before)]
+    found = difference(metric_score(before), metric_score(better))
+    assert found.p is None
+    assert found.verdict == "better"
+    # Pairing takes out what the items differ by, so the interval is far narrower than a score's.
+    assert found.interval.high - found.interval.low < 0.01
+    mixed = [value + (0.2 if i % 2 else -0.2) for i, value in enumerate(before)]
+    assert difference(metric_score(before), metric_score(mixed)).verdict == "unclear"
+
+
+def test_a_score_that_is_no_mean_has_no_interval():
+    score = {"score": 0.5, "low": 0.4, "high": 0.6, "types": {}, "outcomes": []}
+    found = difference(score, {**score, "score": 0.75})
+    assert (found.delta, found.interval, found.p, found.verdict) == (0.25, None, None, "unclear")
+
+
+def test_two_models_side_by_side(tmp_path):
+    one = results_of({"medqa": task_result("MedQA", right=10)}, name="one")
+    two = results_of({"medqa": task_result("MedQA", right=30)}, name="two")
+    folders = [write(tmp_path / "a", one), write(tmp_path / "b", two)]
+    paths = compare_folders(folders, tmp_path)
+    rows = read_page(paths[1].read_text()).rows
+    assert rows[0] == [["task"], ["A"], ["B"], ["B − A"]]
+    assert rows[1][:2] == [["MedQA", "accuracy, generate, 40 items"], ["25.0%", "12.5 to 37.5"]]
+    outcomes = [
+        r["tasks"]["medqa"]["protocols"]["generate"]["scores"]["accuracy"]["outcomes"]
+        for r in (one, two)
+    ]
+    assert rows[1][3][0] == "+50.0"
+    assert mcnemar_exact(*outcomes) < 0.001
+    assert rows[1][3][1].endswith("p < 0.001")
+    text = paths[0].read_text()
+    assert "- B: two (" in text
+    assert "+50.0 (" in text
+
+
+def test_a_third_model_is_compared_with_the_first(tmp_path):
+    folders = [
+        write(tmp_path / name, results_of({"medqa": task_result("MedQA", right=right)}, name=name))
+        for name, right in (("a", 10), ("b", 12), ("c", 20))
+    ]
+    rows = read_page(compare_folders(folders, tmp_path)[1].read_text()).rows
+    assert rows[0][4:] == [["B − A"], ["C − A"]]
+    assert rows[1][5][0] == "+25.0"
+
+
+def test_other_items_are_not_compared(tmp_path):
+    one = results_of({"medqa": task_result("MedQA"), "cmb": task_result("CMB")})
+    two = results_of({"medqa": task_result("MedQA"), "cmb": task_result("CMB")})
+    two["data"]["cmb"][0]["sha256"] = "ee" * 32
+    folders = [write(tmp_path / "a", one), write(tmp_path / "b", two)]
+    text = compare_folders(folders, tmp_path)[0].read_text()
+    assert "| CMB" not in text
+    assert "- CMB was scored on different items" in text
+
+
+def test_nothing_in_common_is_refused(tmp_path):
+    folders = [
+        write(tmp_path / name, results_of({task: task_result(task)}))
+        for name, task in (("a", "medqa"), ("b", "cmb"))
+    ]
+    with pytest.raises(ValueError, match="medqa was not scored by all"):
+        compare_folders(folders, tmp_path)
+
+
+def test_what_is_no_pair_is_refused(tmp_path):
+    folder = write(tmp_path / "a", results_of({"medqa": task_result("MedQA")}))
+    with pytest.raises(ValueError, match="two or more"):
+        compare_folders([folder], tmp_path)
+    with pytest.raises(ValueError, match="twice"):
+        compare_folders([folder, folder], tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no results\.json"):
+        compare_folders([folder, tmp_path / "b"], tmp_path)

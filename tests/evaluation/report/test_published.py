@@ -1,0 +1,15 @@
+"""The published rows are whole, and their averages are those of their columns."""
+
+import statistics
+
+import pytest
+
+from medcare_jax.evaluation.report.published import COLUMNS, ROWS
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_last_figure_is_the_mean_of_the_others(name):
+    *scores, average = ROWS[name]
+    assert len(scores) == len(COLUMNS)
+    # The paper averages unrounded scores, so its last digit may differ by one.
+    assert statistics.fmean(scores) == pytest.approx(average, abs=0.0101)
