@@ -33,7 +33,7 @@ doctest: $(VENV)/test
 # Tests open pages in Chromium and are skipped without it. On a CI machine `make test` installs it;
 # on a person's machine nothing is installed that was not asked for.
 browser:
-	@command -v chromium chromium-browser >/dev/null || { apt-get update -qq && \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
 	  >/dev/null || echo "no Chromium and no way to install it: tests that need it are skipped"
 
