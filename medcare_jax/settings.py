@@ -208,14 +208,35 @@ class ConstraintSettings:
     """What keeps the alignment off the knowledge; fields as in configs/base.py."""
 
     kind: str = "projection"
+    basis: str = "span"
+    side: str = "input"
+    energy: float = 0.95
+    activation_batches: int = 16
+    strength: float = 1.0
+    retract_every: int = 0
     penalty_weight: float = 1.0
+    penalty_norm: str = "l1"
     freeze_knowledge: bool = True
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
         kinds = ("projection", "penalty", "projection+penalty", "none")
         _choose("kind", self.kind, kinds)
+        _choose("basis", self.basis, ("span", "svd", "activation"))
+        _choose("side", self.side, ("input", "output", "both"))
+        _choose("penalty_norm", self.penalty_norm, ("l1", "frobenius", "cosine"))
         _above("tolerance", self.tolerance, 0)
+        _at_least("activation_batches", self.activation_batches, 1)
+        _at_least("retract_every", self.retract_every, 0)
+        if not 0 < self.energy <= 1:
+            raise SettingsError(f"energy = {self.energy}; must be in (0, 1]")
+        if not 0 <= self.strength <= 1:
+            raise SettingsError(f"strength = {self.strength}; must be in [0, 1]")
+        if self.retract_every and (self.strength < 1 or not self.use_projection):
+            raise SettingsError(
+                f"retract_every = {self.retract_every} with kind = {self.kind!r} and strength = "
+                f"{self.strength}; a retraction needs a projection of strength 1, or set it to 0"
+            )
         if self.use_penalty and self.penalty_weight <= 0:
             raise SettingsError(
                 f"penalty_weight = {self.penalty_weight} with kind = {self.kind!r}; "
@@ -226,6 +247,11 @@ class ConstraintSettings:
     def use_projection(self) -> bool:
         """Whether updates are projected."""
         return "projection" in self.kind
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the alignment stays in the complement, up to rounding."""
+        return self.use_projection and self.strength == 1
 
     @property
     def use_penalty(self) -> bool:

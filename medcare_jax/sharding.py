@@ -33,10 +33,15 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(q|k|v)_proj/bias", P("tensor")),
     (r"(input_layernorm|post_attention_layernorm|norm|q_norm|k_norm)/scale", P(None)),
     (rf"{_PROJECTION}/((knowledge|noise|alignment)/)?lora_a", P("fsdp", None)),
-    (rf"{_PROJECTION}/((knowledge|noise|alignment)/)?lora_b", P(None, "fsdp")),
+    # All but the basis of lora_b, whose first axis is the outputs: [out, q].
+    (
+        rf"(?<!.)(?!(.*/)?basis/)(.*/)?{_PROJECTION}/((knowledge|noise|alignment)/)?lora_b",
+        P(None, "fsdp"),
+    ),
+    (rf"basis/(.*/)?{_PROJECTION}/lora_b", P("fsdp", None)),
     (rf"{_PROJECTION}/(noise/)?router_kernel", P(None, None)),
     (rf"{_PROJECTION}/(noise/)?router_bias", P(None)),
-    (r"(count|step|key)", P()),
+    (r"(count|step|key|removed)", P()),
 )
 
 

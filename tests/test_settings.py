@@ -81,6 +81,13 @@ RULES = [
     ("evaluation.limit", -1, "evaluation.limit = -1; must be at least 0"),
     ("evaluation.batch", 0, "evaluation.batch = 0; must be at least 1"),
     ("evaluation.max_new_tokens", 0, "evaluation.max_new_tokens = 0; must be at least 1"),
+    ("constraint.basis", "spam", "constraint.basis = 'spam'; allowed are span, svd, activation"),
+    ("constraint.side", "inputs", "constraint.side = 'inputs'; allowed are"),
+    ("constraint.energy", 0, "constraint.energy = 0.0; must be in (0, 1]"),
+    ("constraint.strength", 1.5, "constraint.strength = 1.5; must be in [0, 1]"),
+    ("constraint.retract_every", -1, "constraint.retract_every = -1; must be at least 0"),
+    ("constraint.activation_batches", 0, "constraint.activation_batches = 0; must be at least 1"),
+    ("constraint.penalty_norm", "l3", "constraint.penalty_norm = 'l3'; allowed are"),
     ("export.dtype", "q4", "export.dtype = 'q4'; allowed are"),
     ("export.shard_gib", 0, "export.shard_gib = 0.0; must be above 0"),
 ]
@@ -99,6 +106,14 @@ def test_a_penalty_without_weight_is_refused_and_an_unused_weight_is_not(config)
     make_settings(config)
     with pytest.raises(SettingsError, match=r"constraint.penalty_weight = 0.0 with kind = "):
         make_settings(changed(config, "constraint.kind", "projection+penalty"))
+
+
+@pytest.mark.parametrize("change", [("strength", 0.5), ("kind", "penalty")])
+def test_a_retraction_without_a_whole_projection_is_refused(config, change):
+    changed(config, "constraint.retract_every", 10)
+    make_settings(config)
+    with pytest.raises(SettingsError, match=r"constraint.retract_every = 10 with kind = "):
+        make_settings(changed(config, f"constraint.{change[0]}", change[1]))
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ CUTS = {
     "knowledge/model/layers/mlp/down_proj/lora_a": P(None, "fsdp", None),
     "optimizer/1/0/nu/noise/model/layers/mlp/up_proj/lora_b": P(None, None, "fsdp"),
     "basis/alignment/model/layers/self_attn/o_proj/lora_a": P(None, "fsdp", None),
+    "basis/alignment/model/layers/mlp/up_proj/lora_b": P(None, "fsdp", None),
+    "optimizer/2/removed": P(),
     "model/layers/mlp/up_proj/noise/router_kernel": P(None, None, None),
     "model/layers/mlp/up_proj/noise/router_bias": P(None, None),
     "optimizer/1/0/count": P(),

@@ -101,13 +101,15 @@ class AdaptedLinear(nn.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t f"]:
         """The projection in the compute dtype. Dropout is on when a `dropout` rng is given."""
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        self.sow("activations", "inputs", x)
         y = x @ kernel.astype(x.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + jnp.expand_dims(bias.astype(x.dtype), (0, 1))
-        if not self.components:
-            return y
-        return y + self._delta(x).astype(y.dtype)
+        if self.components:
+            y = y + self._delta(x).astype(y.dtype)
+        self.sow("activations", "outputs", y)
+        return y
 
     def _delta(self, x: Float[Array, "b t d"]) -> Float[Array, "b t f"]:
         """What the adapters add, in the adapter dtype."""

@@ -179,7 +179,7 @@ class Trunk(_Part):
         layers = nn.scan(
             self._block(),
             length=s.num_layers,
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, "intermediates": 0, "activations": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, 0),
             out_axes=0,
@@ -199,7 +199,8 @@ class Decoder(nn.Module):
     """A causal language model with adapters.
 
     Dropout is on exactly when `apply` is given a `dropout` rng. With `mutable=["intermediates"]`
-    it also returns the embedding, every layer's output and the router logits.
+    it also returns the embedding, every layer's output and the router logits; with "activations",
+    what each projection reads and gives.
 
     Attributes:
       settings: The architecture.

@@ -25,8 +25,12 @@ Where the basis comes from · which side · where it acts · how hard:
   `accumulate_covariance`); `union` grows one by another, `extend_basis` fits it to a tree.
 * ``side="input" | "output" | "both"``, then carried by the basis tree itself.
 * At init or on gradients `project_tree`; on updates `project_updates`; on parameters `retract`;
-  in the loss `overlap_penalty`.
+  in the loss `overlap_penalty` (against the knowledge itself, as the paper has it) or
+  `subspace_penalty` (against any basis).
 * ``strength`` from 0 to 1; it may be traced, so one ``vmap`` runs a whole sweep.
+
+All of them take the tree, then the basis. `measure` is what to log of a step; `leak`,
+`principal_cosines`, `overlap_energy`, `effective_rank` and `activation_effect` look closer.
 
 Examples:
   >>> import jax
@@ -64,19 +68,24 @@ References:
   Knowledge Aggregation <https://arxiv.org/abs/2406.17484>`_, 2024
 """
 
+from medcare_jax.orthogonality.leaves import Side
 from medcare_jax.orthogonality.metrics import (
+    Measures,
+    activation_effect,
     effective_rank,
     leak,
     max_leak,
+    measure,
     overlap_energy,
     principal_cosines,
-    removed_share,
 )
-from medcare_jax.orthogonality.penalty import overlap_penalty
+from medcare_jax.orthogonality.penalty import Norm, overlap_penalty, subspace_penalty
 from medcare_jax.orthogonality.projection import (
+    ProjectState,
     RetractState,
     project_tree,
     project_updates,
+    removed_share,
     retract,
 )
 from medcare_jax.orthogonality.subspace import (
@@ -89,13 +98,19 @@ from medcare_jax.orthogonality.subspace import (
 )
 
 __all__ = [
+    "Measures",
+    "Norm",
+    "ProjectState",
     "RetractState",
+    "Side",
     "accumulate_covariance",
+    "activation_effect",
     "covariance_basis",
     "effective_rank",
     "extend_basis",
     "leak",
     "max_leak",
+    "measure",
     "orthonormal_basis",
     "overlap_energy",
     "overlap_penalty",
@@ -105,5 +120,6 @@ __all__ = [
     "project_updates",
     "removed_share",
     "retract",
+    "subspace_penalty",
     "union",
 ]

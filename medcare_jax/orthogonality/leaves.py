@@ -1,11 +1,11 @@
 """Which leaf of a LoRA tree is constrained along which axis: the conventions of this package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 Side = Literal["input", "output", "both"]
 
@@ -58,6 +58,26 @@ def matched_bases(tree: PyTree[Array], basis: PyTree[Array]) -> dict[str, Array]
                 f"for a leaf of shape {leaf.shape}, got {q.shape}"
             )
     return {path: bases[path] for path in leaves}
+
+
+def coordinates(tree: PyTree[Array], basis: PyTree[Array]) -> Iterator[tuple[str, Array, Array]]:
+    """Path, coordinates ``Qᵀ U`` inside the subspace and all of ``U`` of each constrained leaf."""
+    bases = matched_bases(tree, basis)
+    for path, leaf in leaves_by_path(tree).items():
+        if bases[path].shape[-1]:
+            columns = oriented(path, leaf).astype(jnp.float32)
+            q = jnp.swapaxes(bases[path], -1, -2)
+            yield path, jnp.matmul(q, columns, precision=jax.lax.Precision.HIGHEST), columns
+
+
+def energy(matrix: Float[Array, "... d r"]) -> Float[Array, "..."]:
+    """The squared Frobenius norm."""
+    return jnp.square(matrix).sum((-2, -1))
+
+
+def share(part: Array, whole: Array) -> Array:
+    """The ratio of a part to its whole, 0 where both are 0; NaN stays NaN."""
+    return part / jnp.where(whole == 0.0, 1.0, whole)
 
 
 def leaf_name(path: str) -> str:

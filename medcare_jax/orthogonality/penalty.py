@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from medcare_jax.orthogonality.leaves import (
     Side,
+    coordinates,
     leaf_name,
     leaves_by_path,
     oriented,
@@ -63,14 +64,62 @@ def overlap_penalty(
       Wang et al., `Orthogonal Subspace Learning for Language Model Continual Learning
       <https://arxiv.org/abs/2310.14152>`_, 2023
     """
+    _check_norm(norm)
+    return _sum(
+        [
+            _gram(path, first, second, norm)
+            for path, first, second in _pairs(knowledge, alignment, side)
+        ],
+        norm,
+    )
+
+
+def subspace_penalty(
+    tree: PyTree[Array], basis: PyTree[Array], *, norm: Norm = "l1"
+) -> Float[Array, ""]:
+    r"""What of a tree lies inside a subspace, as a loss: `project_tree`, made soft.
+
+    `overlap_penalty` with :math:`Q` in place of :math:`A_K`: it takes a basis of any source, and
+    every direction of it counts alike, however long the knowledge's columns are.
+
+    Args:
+      tree: constrained parameters.
+      basis: see `project_tree`; its side is the side of the penalty.
+      norm: as for `overlap_penalty`.
+
+    Returns:
+      float32 scalar, 0 if nothing is constrained.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> basis = {"lora_a": jnp.array([[1.0], [0.0]])}
+      >>> float(subspace_penalty({"lora_a": jnp.array([[-3.0], [4.0]])}, basis))
+      3.0
+    """
+    _check_norm(norm)
+    grams = [
+        c if norm != "cosine" else _cosines(c, columns)
+        for _, c, columns in coordinates(tree, basis)
+    ]
+    return _sum(grams, norm)
+
+
+def _cosines(c: Float[Array, "... q r"], columns: Float[Array, "... d r"]) -> Array:
+    """Coordinates of columns made unit; zero ones stay zero, and so does their gradient."""
+    squares = jnp.square(columns).sum(-2, keepdims=True)
+    return c * jax.lax.rsqrt(jnp.where(squares == 0.0, 1.0, squares))
+
+
+def _check_norm(norm: str) -> None:
     if norm not in _MEASURES:
         raise ValueError(f"expected norm to be one of {sorted(_MEASURES)}, got {norm!r}")
-    grams = [
-        _gram(path, first, second, norm)
-        for path, first, second in _pairs(knowledge, alignment, side)
-    ]
+
+
+def _sum(grams: list[Array], norm: Norm) -> Float[Array, ""]:
+    """The norm over all Gram matrices; for the cosine the mean over their entries."""
     total = sum((_MEASURES[norm](gram) for gram in grams), start=jnp.zeros([], jnp.float32))
-    return total / sum(gram.size for gram in grams) if norm == "cosine" else total
+    entries = max(1, sum(gram.size for gram in grams))
+    return total / entries if norm == "cosine" else total
 
 
 _MEASURES: Mapping[str, Callable[[Array], Array]] = {

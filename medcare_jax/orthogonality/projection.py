@@ -8,10 +8,13 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from medcare_jax.orthogonality.leaves import (
+    coordinates,
+    energy,
     leaves_by_path,
     map_with_path,
     matched_bases,
     oriented,
+    share,
 )
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -55,10 +58,33 @@ def project_tree(
         if not bases[path].shape[-1]:
             return leaf
         wide = _widened(leaf)
-        share = jnp.asarray(strength, wide.dtype)
-        return (wide - share * _component(path, wide, bases[path])).astype(leaf.dtype)
+        part = jnp.asarray(strength, wide.dtype)
+        return (wide - part * _component(path, wide, bases[path])).astype(leaf.dtype)
 
     return map_with_path(project, tree)
+
+
+def removed_share(updates: PyTree[Array], basis: PyTree[Array]) -> Float[Array, ""]:
+    r"""The share of the whole update's squared norm that the projection removes.
+
+    Args:
+      updates: updates *before* `project_updates`. In one jitted step the product
+        :math:`Q^\top U` is computed once for both.
+      basis: see `project_tree`.
+
+    Returns:
+      float32 scalar in [0, 1], over all leaves, unconstrained ones included; 0 for no update.
+    """
+    zero = jnp.zeros([], jnp.float32)
+    removed = sum((energy(x).sum() for _, x, _ in coordinates(updates, basis)), start=zero)
+    whole = [jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(updates)]
+    return share(removed, sum(whole, start=zero))
+
+
+class ProjectState(NamedTuple):
+    """State of `project_updates`."""
+
+    removed: Float[Array, ""]  # float32, share of the last update's squared norm taken away
 
 
 def project_updates(
@@ -74,9 +100,10 @@ def project_updates(
         ``vmap`` over strengths works, or a schedule through `optax.inject_hyperparams`.
 
     Returns:
-      A stateless transform whose ``update`` needs the keyword ``basis``, see `project_tree`. It
-      is an argument and not a constant of the compiled step: it is sharded, checkpointed and
-      grown like any other array. Unknown extra arguments are ignored.
+      A transform whose ``update`` needs the keyword ``basis``, see `project_tree`. It is an
+      argument and not a constant of the compiled step: it is sharded, checkpointed and grown
+      like any other array. Unknown extra arguments are ignored. Its state is a `ProjectState`:
+      ``optax.tree.get(state, "removed")`` is what to log.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -98,18 +125,24 @@ def project_updates(
     """
     _check_strength(strength)
 
+    def init_fn(params: optax.Params) -> ProjectState:
+        del params
+        return ProjectState(removed=jnp.zeros([], jnp.float32))
+
     def update_fn(
         updates: optax.Updates,
-        state: optax.EmptyState,
+        state: ProjectState,
         params: optax.Params | None = None,
         *,
         basis: PyTree[Array],
         **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.EmptyState]:
-        del params, extra_args
-        return project_tree(updates, basis, strength=strength), state
+    ) -> tuple[optax.Updates, ProjectState]:
+        del state, params, extra_args
+        part = jnp.asarray(strength, jnp.float32)
+        removed = part * (2.0 - part) * removed_share(updates, basis)
+        return project_tree(updates, basis, strength=strength), ProjectState(removed)
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class RetractState(NamedTuple):

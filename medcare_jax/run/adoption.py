@@ -18,6 +18,7 @@ from medcare_jax.orthogonality import extend_basis, max_leak
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run.context import Run
 from medcare_jax.run.facts import run_facts
+from medcare_jax.run.handover import hand_over
 from medcare_jax.run.job import open_run
 from medcare_jax.run.progress import Display
 from medcare_jax.settings import Settings
@@ -28,7 +29,6 @@ from medcare_jax.training.stages import (
     Handover,
     Stage,
     alignment_stage,
-    begin_alignment,
     init_adapters,
 )
 from medcare_jax.training.step import make_state
@@ -124,13 +124,8 @@ def _write_stages(run: Run, source: Source, role: str, resume_at: str) -> None:
 
 def _handover(run: Run, stage: Stage, knowledge: Tree) -> Handover:
     """What DA would begin with after this knowledge."""
-    return begin_alignment(
-        {BASE: run.base.params, KNOWLEDGE: knowledge},
-        run.decoder(stage.components),
-        _key(run.settings, stage),
-        tolerance=run.settings.constraint.tolerance,
-        use_projection=run.settings.constraint.use_projection,
-    )
+    ended = {BASE: run.base.params, KNOWLEDGE: knowledge}
+    return hand_over(run, stage, ended, _key(run.settings, stage))
 
 
 def _save(
@@ -145,9 +140,7 @@ def _save(
     settings, batches = getattr(run.settings, stage.name), getattr(run.data, stage.name)
     constraint = run.settings.constraint if basis else None
     total = min(settings.max_steps or batches.num_batches, batches.num_batches)
-    optimizer = make_optimizer(
-        settings, total, use_projection=constraint is not None and constraint.use_projection
-    )
+    optimizer = make_optimizer(settings, total, constraint=constraint)
     step = total if is_done else 0
     state = make_state(learning, optimizer, _key(run.settings, stage), basis)
     state = state._replace(step=jnp.asarray(step, jnp.int32))
@@ -222,7 +215,7 @@ def _check_rank(
 
 def _check_leak(run: Run, alignment: Tree, start: Handover) -> None:
     """Raises if the run promises orthogonality and the adopted alignment has it not."""
-    if not run.settings.constraint.use_projection:
+    if not run.settings.constraint.is_exact:
         return
     found = float(max_leak(alignment, start.basis))
     if found > _LEAK:

@@ -23,20 +23,21 @@ from medcare_jax import distributed
 from medcare_jax.conversion.bases import load
 from medcare_jax.files import write_json
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS, NO_ADAPTERS, Components
-from medcare_jax.orthogonality import extend_basis, overlap_penalty
-from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree
+from medcare_jax.orthogonality import extend_basis
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run import outputs
 from medcare_jax.run.context import Run
 from medcare_jax.run.data import check_files, open_data, total_steps
 from medcare_jax.run.facts import run_facts
+from medcare_jax.run.handover import hand_over
 from medcare_jax.run.progress import Display
 from medcare_jax.run.workdir import hold
-from medcare_jax.settings import Settings, StageSettings
+from medcare_jax.settings import ConstraintSettings, Settings, StageSettings
 from medcare_jax.sharding import check_replicated, make_mesh, tree_shardings
 from medcare_jax.training.loop import StageRun, run_stage
 from medcare_jax.training.optimizer import make_optimizer, make_schedule
-from medcare_jax.training.stages import MKA, Stage, alignment_stage, begin_alignment, init_adapters
-from medcare_jax.training.step import TrainState, make_state, make_train_step
+from medcare_jax.training.stages import MKA, Handover, Stage, alignment_stage, init_adapters
+from medcare_jax.training.step import TrainState, make_state, make_train_step, penalty_of
 
 BASE_STAGE = "base"
 _KEYS = {"mka": 1, "da": 2}
@@ -98,34 +99,34 @@ class Job:
             outputs.export(self.run, trees)
             outputs.report(self.run)
 
-    def train_mka(self) -> TrainState:
+    def train_mka(self, stage: Stage = MKA) -> TrainState:
         """Miscellaneous Knowledge Aggregation: knowledge and noise learn."""
-        self.run.display.headline("MKA: knowledge and noise learn")
-        make = functools.partial(init_adapters, self.run.decoder(MKA.components))
-        places = tree_shardings(self.run.mesh, jax.eval_shape(make, self._key(MKA)))
-        learning = jax.jit(make, out_shardings=places)(self._key(MKA))
-        return self._train(
-            MKA, self.run.settings.mka, {BASE: self.run.base.params}, learning, basis={}
+        self.run.display.headline(f"MKA: {' and '.join(stage.learning)} learn")
+        make = functools.partial(init_adapters, self.run.decoder(stage.components))
+        places = tree_shardings(self.run.mesh, jax.eval_shape(make, self.key(stage)))
+        learning = jax.jit(make, out_shardings=places)(self.key(stage))
+        return self.train(
+            stage, self.run.settings.mka, {BASE: self.run.base.params}, learning, basis={}
         )
 
-    def train_da(self, trees: dict[str, Tree]) -> dict[str, Tree]:
-        """The hand-over, then Downstream Alignment; returns the trees of the finished model."""
-        constraint = self.run.settings.constraint
-        self.run.display.headline("DA: noise dropped, attention merged, the alignment learns")
-        start = begin_alignment(
-            trees,
-            self.run.decoder(self.da.components),
-            self._key(self.da),
-            tolerance=constraint.tolerance,
-            use_projection=constraint.use_projection,
-        )
-        if constraint.use_penalty and not constraint.use_projection:
-            check_penalty(start.knowledge, start.alignment)
+    def train_da(self, trees: dict[str, Tree], start: Handover | None = None) -> dict[str, Tree]:
+        """The hand-over, then Downstream Alignment; returns the trees of the finished model.
+
+        Who has made the hand-over already gives it as `start`.
+        """
+        constraint, keeps_noise = self.run.settings.constraint, NOISE in self.da.components.ffn
+        noise = "kept" if keeps_noise else "dropped"
+        self.run.display.headline(f"DA: noise {noise}, attention merged, the alignment learns")
+        start = start or hand_over(self.run, self.da, trees, self.key(self.da))
         everything = {BASE: start.base, KNOWLEDGE: start.knowledge, ALIGNMENT: start.alignment}
+        if keeps_noise:
+            everything[NOISE] = trees[NOISE]
+        if constraint.use_penalty and not constraint.use_projection:
+            check_penalty(constraint, everything, {ALIGNMENT: start.basis})
         learning = {name: everything[name] for name in self.da.learning}
         frozen = {name: tree for name, tree in everything.items() if name not in learning}
         basis = extend_basis({ALIGNMENT: start.basis}, learning)
-        state = self._train(self.da, self.run.settings.da, frozen, learning, basis)
+        state = self.train(self.da, self.run.settings.da, frozen, learning, basis)
         return {**frozen, **state.learning}
 
     def score(self, name: str, components: Components, trees: dict[str, Tree]) -> None:
@@ -140,11 +141,11 @@ class Job:
             write_json(self.run.workdir / "config.json", dataclasses.asdict(self.run.settings))
             write_json(self.run.workdir / "data_report.json", self.run.data.report)
 
-    def _key(self, stage: Stage) -> jax.Array:
+    def key(self, stage: Stage) -> jax.Array:
         """The root of a stage's randomness."""
         return jax.random.fold_in(jax.random.key(self.run.settings.seed), _KEYS[stage.name])
 
-    def _train(
+    def train(
         self,
         stage: Stage,
         recipe: StageSettings,
@@ -156,9 +157,7 @@ class Job:
         s, batches = self.run.settings, getattr(self.run.data, stage.name)
         constraint = s.constraint if basis else None
         total = total_steps(recipe, batches)
-        optimizer = make_optimizer(
-            recipe, total, use_projection=constraint is not None and constraint.use_projection
-        )
+        optimizer = make_optimizer(recipe, total, constraint=constraint)
         step = make_train_step(
             self.run.decoder(stage.components),
             optimizer,
@@ -187,18 +186,26 @@ class Job:
         check_replicated(
             self.run.mesh, {**frozen, **learning}, budget_mib=s.mesh.replicated_budget_mib
         )
-        state = make_state(learning, optimizer, self._key(stage), basis)
+        state = make_state(learning, optimizer, self.key(stage), basis)
         with self.run.display.bar(stage.name, total) as bar:
             return run_stage(stage_run, state, self.run.mesh, bar)
 
 
-def check_penalty(knowledge: Tree, alignment: Tree) -> None:
+def check_penalty(
+    constraint: ConstraintSettings, trees: dict[str, Tree], basis: dict[str, Tree]
+) -> None:
     """Raises if the penalty has no gradient, as in the published recipe.
+
+    Looked at beside the start and not in it, where B is zero and |B_K B_O^T| has no slope yet.
 
     Raises:
       ConstraintError: Its gradient with respect to the alignment is zero everywhere.
     """
-    slopes = jax.grad(overlap_penalty, argnums=1)(knowledge, alignment)
+
+    def penalty(alignment: Tree) -> jax.Array:
+        return penalty_of(constraint, {**trees, ALIGNMENT: alignment}, basis)
+
+    slopes = jax.grad(penalty)(jax.tree.map(lambda leaf: leaf + 1, trees[ALIGNMENT]))
     if not any(bool(abs(slope).max() > 0) for slope in jax.tree.leaves(slopes) if slope.size):
         raise ConstraintError(
             "the penalty's gradient is zero at the start of DA, so it would do nothing; "

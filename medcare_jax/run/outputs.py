@@ -166,7 +166,7 @@ def report(run: Run) -> None:
         title=f"MedCare on {run.base.name}",
         base=run.base.name,
         stages=tuple(
-            _curve(run.workdir, name, is_projected=run.settings.constraint.use_projection)
+            _curve(run.workdir, name, is_projected=run.settings.constraint.is_exact)
             for name in STAGE_NAMES
         ),
         scores={name: result["scores"] for name, result in found.items() if result},

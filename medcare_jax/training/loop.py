@@ -131,7 +131,7 @@ def _train(
 ) -> TrainState:
     """The loop proper. A step's numbers are fetched while the next one runs."""
     reader = _Reader(run, history, progress)
-    for number, batch in enumerate(_device_batches(run.batches, mesh, first), start=first + 1):
+    for number, batch in enumerate(device_batches(run.batches, mesh, first), start=first + 1):
         state, metrics = step(state, run.frozen, batch)
         reader.read_pending()
         reader.pending = (number, metrics)
@@ -187,7 +187,7 @@ class _Reader:
         )
 
 
-def _device_batches(batches: TrainingBatches, mesh: Mesh, first: int) -> Iterator[Batch]:
+def device_batches(batches: TrainingBatches, mesh: Mesh, first: int) -> Iterator[Batch]:
     """Global batches on the mesh, the next one already on its way while one is used."""
     sharding = batch_sharding(mesh)
     ahead: Batch | None = None

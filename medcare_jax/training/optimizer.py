@@ -4,8 +4,8 @@ import math
 
 import optax
 
-from medcare_jax.orthogonality import project_updates
-from medcare_jax.settings import StageSettings
+from medcare_jax.orthogonality import project_updates, retract
+from medcare_jax.settings import ConstraintSettings, StageSettings
 
 
 def make_schedule(stage: StageSettings, total_steps: int) -> optax.Schedule:
@@ -20,11 +20,11 @@ def make_schedule(stage: StageSettings, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    stage: StageSettings, total_steps: int, *, use_projection: bool
+    stage: StageSettings, total_steps: int, *, constraint: ConstraintSettings | None
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping, AdamW and, last, the projection off the knowledge subspace.
 
-    With `use_projection`, `update` needs `basis=`, a tree like the updates. It comes after
+    If the constraint projects, `update` needs `basis=`, a tree like the updates. It comes after
     Adam's scaling, decay and learning rate, since each of those leaves the complement again.
     """
     links = [
@@ -37,6 +37,8 @@ def make_optimizer(
     ]
     if stage.clip_norm > 0:
         links.insert(0, optax.clip_by_global_norm(stage.clip_norm))
-    if use_projection:
-        links.append(project_updates())
+    if constraint is not None and constraint.use_projection:
+        links.append(project_updates(strength=constraint.strength))
+        if constraint.retract_every:
+            links.append(retract(every_steps=constraint.retract_every))
     return optax.with_extra_args_support(optax.chain(*links))

@@ -9,7 +9,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,19 @@ from medcare_jax.models.aggregators import (
     DA_ATTENTION_COMPONENTS,
     DA_COMPONENTS,
     FFN_PROJECTIONS,
+    KNOWLEDGE_COMPONENTS,
     MKA_COMPONENTS,
     Components,
 )
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.folding import fold
-from medcare_jax.orthogonality import extend_basis, orthonormal_basis, project_tree
+from medcare_jax.orthogonality import (
+    covariance_basis,
+    extend_basis,
+    orthonormal_basis,
+    product_basis,
+    project_tree,
+)
 from medcare_jax.params import (
     ALIGNMENT,
     BASE,
@@ -56,6 +63,9 @@ class Stage:
 
 
 MKA = Stage("mka", MKA_COMPONENTS, (KNOWLEDGE, NOISE))
+# What the method is compared with: one LoRA that learns in both stages.
+ONE_LORA_MKA = Stage("mka", KNOWLEDGE_COMPONENTS, (KNOWLEDGE,))
+ONE_LORA_DA = Stage("da", KNOWLEDGE_COMPONENTS, (KNOWLEDGE,))
 
 
 def alignment_stage(adapters: AdapterSettings, constraint: ConstraintSettings) -> Stage:
@@ -99,8 +109,8 @@ def begin_alignment(
     decoder: Decoder,
     key: Array,
     *,
-    tolerance: float,
-    use_projection: bool,
+    constraint: ConstraintSettings,
+    covariance: Tree | None = None,
 ) -> Handover:
     """From the end of MKA to the start of DA: drop noise, merge attention, basis, new module.
 
@@ -108,9 +118,10 @@ def begin_alignment(
       trees: `base` and `knowledge` at the end of MKA; `noise` may be there and is not looked at.
       decoder: The decoder of the DA stage.
       key: For the initial values of the alignment module.
-      tolerance: Singular values of A below this share of the largest are no direction.
-      use_projection: Whether the alignment starts inside the complement, as the projection of
-        its updates needs; a penalty or no constraint starts anywhere.
+      constraint: Where the basis comes from, and whether the alignment starts inside its
+        complement, as the projection of its updates needs; a penalty or no constraint starts
+        anywhere.
+      covariance: Of the activations, see `training/activations.py`; for `activation` only.
 
     Returns:
       The frozen trees, the alignment module and the basis it has to keep off.
@@ -118,13 +129,37 @@ def begin_alignment(
     knowledge = select(trees[KNOWLEDGE], FFN_PROJECTIONS)
     attention = select(trees[KNOWLEDGE], ATTENTION_PROJECTIONS)
     alignment = init_adapters(decoder, key)[ALIGNMENT]
-    basis = extend_basis(orthonormal_basis(knowledge, tolerance=tolerance), alignment)
+    basis = extend_basis(protected_basis(knowledge, constraint, covariance), alignment)
     return Handover(
         base=fold(merge({BASE: trees[BASE], KNOWLEDGE: attention}), decoder.adapters),
         knowledge=knowledge,
-        alignment=project_tree(alignment, basis) if use_projection else alignment,
+        alignment=(
+            project_tree(alignment, basis, strength=constraint.strength)
+            if constraint.use_projection
+            else alignment
+        ),
         basis=basis,
     )
+
+
+def protected_basis(
+    knowledge: Tree, constraint: ConstraintSettings, covariance: Tree | None = None
+) -> Tree:
+    """The subspace that the alignment has to keep off, from where the settings say.
+
+    Raises:
+      ValueError: An activation basis without a covariance.
+    """
+    side: Any = constraint.side
+    if constraint.basis == "activation":
+        if covariance is None:
+            raise ValueError("expected a covariance for constraint.basis = 'activation', got none")
+        return covariance_basis(covariance, energy=constraint.energy)
+    if constraint.basis == "svd":
+        return product_basis(
+            knowledge, energy=constraint.energy, side=side, tolerance=constraint.tolerance
+        )
+    return orthonormal_basis(knowledge, side=side, tolerance=constraint.tolerance)
 
 
 def select(tree: Tree, projections: tuple[str, ...]) -> Tree:

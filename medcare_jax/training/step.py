@@ -1,7 +1,7 @@
 """One optimiser step of either stage, as a pure function to be jitted with shardings."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from medcare_jax.data.packing import Batch
 from medcare_jax.models.decoder import Decoder, output_matrix
-from medcare_jax.orthogonality import max_leak, overlap_penalty, project_tree
+from medcare_jax.orthogonality import measure, overlap_penalty, project_tree, subspace_penalty
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE, Tree, merge
 from medcare_jax.settings import ConstraintSettings
 from medcare_jax.training.loss import next_tokens, summed_nll
@@ -40,11 +40,16 @@ class Metrics(NamedTuple):
 
     Attributes:
       loss: Mean negative log-likelihood of the batch's target tokens, nats.
-      penalty: Sum over projections of |A_K^T A_O|; 0 without the penalty.
+      penalty: The penalty before its weight, in the paper the sum over projections of
+        |A_K^T A_O|; 0 without one.
       grad_norm: Global norm of the gradient before clipping.
       tokens: Number of tokens that are not padding.
       targets: Number of target tokens.
       leak: Largest ||Q^T A|| / ||A|| over constrained projections, after the step.
+      removed: Share of the update's squared norm that the projection took away.
+      cosine: Of the smallest principal angle to the protected subspace, over all projections.
+      overlap: Mean squared cosine of all principal angles.
+      rank: Mean effective rank outside the protected subspace.
     """
 
     loss: Float[Array, ""]
@@ -53,6 +58,10 @@ class Metrics(NamedTuple):
     tokens: Float[Array, ""]
     targets: Float[Array, ""]
     leak: Float[Array, ""]
+    removed: Float[Array, ""]
+    cosine: Float[Array, ""]
+    overlap: Float[Array, ""]
+    rank: Float[Array, ""]
 
 
 TrainStep = Callable[[TrainState, dict[str, Tree], Batch], tuple[TrainState, Metrics]]
@@ -104,10 +113,6 @@ def make_train_step(
         targets = next_tokens(batch.tokens, batch.segments, batch.is_target)
         return summed_nll(hidden, output_matrix(params), targets, chunk=loss_chunk)
 
-    def penalty(learning: dict[str, Tree], frozen: dict[str, Tree]) -> Array:
-        trees = {**frozen, **learning}
-        return overlap_penalty(trees[KNOWLEDGE], trees[ALIGNMENT])
-
     def step(
         state: TrainState, frozen: dict[str, Tree], batch: Batch
     ) -> tuple[TrainState, Metrics]:
@@ -123,29 +128,50 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g * share, grads)
         overlap = jnp.zeros((), jnp.float32)
         if constraint is not None and constraint.use_penalty:
-            overlap, slope = jax.value_and_grad(penalty)(state.learning, frozen)
+
+            def penalty(learning: dict[str, Tree]) -> Array:
+                return penalty_of(constraint, {**frozen, **learning}, state.basis)
+
+            overlap, slope = jax.value_and_grad(penalty)(state.learning)
             if constraint.use_projection:
                 # What will be projected out of the update must not fill Adam's moments first.
-                slope = project_tree(slope, state.basis)
+                slope = project_tree(slope, state.basis, strength=constraint.strength)
             grads = jax.tree.map(lambda g, p: g + constraint.penalty_weight * p, grads, slope)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in Adam's step count
             updates, optimizer_state = optimizer.update(
                 grads, state.optimizer, state.learning, basis=state.basis
             )
         learning = optax.apply_updates(state.learning, updates)
+        measures = measure(learning if state.basis else {}, state.basis)
         metrics = Metrics(
             loss=total * share,
             penalty=overlap,
             grad_norm=optax.tree.norm(grads),
             tokens=jnp.sum(batch.segments > 0, dtype=jnp.float32),
             targets=targets,
-            leak=max_leak(learning, state.basis) if state.basis else jnp.zeros((), jnp.float32),
+            removed=optax.tree.get(optimizer_state, "removed", jnp.zeros((), jnp.float32)),
+            **measures._asdict(),
         )
         return state._replace(
             step=state.step + 1, learning=learning, optimizer=optimizer_state
         ), metrics
 
     return step
+
+
+def penalty_of(
+    constraint: ConstraintSettings, trees: dict[str, Tree], basis: dict[str, Tree]
+) -> Float[Array, ""]:
+    """The penalty before its weight.
+
+    On the span of the knowledge it is the paper's, of the factors themselves, so that it moves
+    the knowledge too where that learns; on any other basis what lies inside that.
+    """
+    norm: Any = constraint.penalty_norm
+    if constraint.basis != "span":
+        return subspace_penalty({ALIGNMENT: trees[ALIGNMENT]}, basis, norm=norm)
+    side: Any = constraint.side
+    return overlap_penalty(trees[KNOWLEDGE], trees[ALIGNMENT], norm=norm, side=side)
 
 
 def accumulate(

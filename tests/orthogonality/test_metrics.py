@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from medcare_jax.orthogonality import (
+    activation_effect,
     effective_rank,
     leak,
     max_leak,
+    measure,
     orthonormal_basis,
     overlap_energy,
     principal_cosines,
@@ -108,3 +110,69 @@ def test_effective_rank_does_not_count_rounding():
     basis = orthonormal_basis(knowledge)
     assert float(effective_rank(knowledge, basis)["lora_a"]) == 0.0
     assert float(effective_rank({"lora_a": jnp.zeros((40, 3))}, basis)["lora_a"]) == 0.0
+
+
+def dense_measures(a, q):
+    """The four numbers of one matrix in float64, by orthonormalising it."""
+    a, q = np.asarray(a, np.float64), np.asarray(q, np.float64)
+    u, s, _ = np.linalg.svd(a, full_matrices=False)
+    cosines = np.linalg.svd(q.T @ u[:, s > 1e-3 * s[0]], compute_uv=False)
+    left = np.linalg.svd(a - q @ q.T @ a, compute_uv=False)
+    left = left[left > 1e-3 * s[0]]
+    shares = left / left.sum() if left.size else left
+    energy = np.sum(cosines**2) / np.sum(s > 1e-3 * s[0])
+    leaked = np.linalg.norm(q.T @ a) / np.linalg.norm(a)
+    return leaked, cosines[0], energy, np.exp(-np.sum(shares * np.log(shares))) * (left.size > 0)
+
+
+@pytest.mark.parametrize("case", ["generic", "rank deficient", "partly inside"])
+def test_measures_equal_float64_on_orthonormalised_matrices(case):
+    tree, basis = lora(0, 2), orthonormal_basis(lora(1, 2), side="both")
+    if case == "rank deficient":
+        tree["lora_a"] = tree["lora_a"].at[..., 2].set(2 * tree["lora_a"][..., 0])
+    if case == "partly inside":
+        tree["lora_a"] = tree["lora_a"].at[..., 1].set(basis["lora_a"][..., 0])
+    found = jax.jit(measure)(tree, basis)
+    each = [
+        dense_measures(side(tree[name][layer]), basis[name][layer])
+        for name, side in (("lora_a", np.asarray), ("lora_b", np.transpose))
+        for layer in range(2)
+    ]
+    leaks, cosines, energies, ranks = np.array(each).T
+    expected = [leaks.max(), cosines.max(), energies.mean(), ranks.mean()]
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+
+
+def test_measures_of_a_complement_and_of_nothing():
+    basis = orthonormal_basis(lora(1))
+    found = measure(project_tree(lora(0), basis), basis)
+    assert float(found.leak) < 3e-7
+    assert float(found.cosine) < 1e-6
+    assert float(found.overlap) < 1e-12
+    assert [float(x) for x in measure({}, {})] == [0.0] * 4
+    zeros = jax.tree.map(jnp.zeros_like, lora(0))
+    assert [float(x) for x in measure(zeros, basis)] == [0.0] * 4
+
+
+def test_no_matrix_of_the_width_of_the_model_is_decomposed():
+    tree = {"lora_a": jnp.ones((2, 300, 4)), "lora_b": jnp.ones((2, 4, 5))}
+    basis = {"lora_a": jnp.zeros((2, 300, 7)), "lora_b": jnp.zeros((2, 5, 0))}
+    traced = str(jax.make_jaxpr(measure)(tree, basis))
+    decomposed = [line for line in traced.splitlines() if "eigh[" in line or "svd[" in line]
+    assert decomposed
+    assert all("f32[2,4,4]" in line for line in decomposed)
+    control = str(jax.make_jaxpr(lambda a: jnp.linalg.svd(a))(tree["lora_a"]))
+    assert any("300" in line for line in control.splitlines() if "svd[" in line)
+
+
+def test_the_effect_on_activations_equals_the_dense_product():
+    x, tree = np.random.default_rng(5).normal(size=(2, 30, 9)), lora(0, 2)
+    covariance = {"lora_a": jnp.asarray(np.einsum("lte,ltd->led", x, x), jnp.float32)}
+    found = jax.jit(activation_effect)(tree, covariance)
+    product = x @ np.asarray(tree["lora_a"], np.float64) @ np.asarray(tree["lora_b"], np.float64)
+    assert list(found) == ["lora_a"]
+    np.testing.assert_allclose(found["lora_a"], np.linalg.norm(product, axis=(1, 2)), rtol=1e-5)
+    # A basis of all that the data holds leaves no effect.
+    whole = {"lora_a": jnp.stack([jnp.eye(9)] * 2), "lora_b": jnp.zeros((2, 5, 0))}
+    left = activation_effect(project_tree(tree, whole), covariance)["lora_a"]
+    assert float((left / found["lora_a"]).max()) < 1e-5

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medcare_jax.orthogonality import overlap_penalty, project_tree
+from medcare_jax.orthogonality import overlap_penalty, project_tree, subspace_penalty
 from medcare_jax.orthogonality.subspace import orthonormal_basis
 
 
@@ -157,3 +157,25 @@ def test_bad_input_is_refused():
         overlap_penalty(lora(0), lora(1, d=8))
     with pytest.raises(ValueError, match="'l2'"):
         overlap_penalty(lora(0), lora(1), norm="l2")
+
+
+@pytest.mark.parametrize("norm", ["l1", "frobenius", "cosine"])
+def test_on_a_basis_it_is_the_overlap_with_the_basis_as_knowledge(norm):
+    knowledge, alignment = {"up": lora(0, 2)}, {"up": lora(1, 2)}
+    basis = orthonormal_basis(knowledge, side="both")
+    factors = jax.tree.map(lambda q: q, basis)
+    factors["up"]["lora_b"] = jnp.swapaxes(basis["up"]["lora_b"], -1, -2)
+    found = subspace_penalty(alignment, basis, norm=norm)
+    expected = overlap_penalty(factors, alignment, norm=norm, side="both")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert float(subspace_penalty(project_tree(alignment, basis), basis, norm=norm)) < 1e-4
+
+
+def test_on_a_basis_the_gradient_lies_inside_and_unconstrained_leaves_have_none():
+    alignment, basis = lora(1), orthonormal_basis(lora(0))
+    gradient = jax.grad(lambda tree: subspace_penalty(tree, basis))(alignment)
+    assert float(jnp.abs(project_tree(gradient, basis)["lora_a"]).max()) < 1e-5
+    assert float(jnp.abs(gradient["lora_a"]).max()) > 0.1
+    assert not gradient["lora_b"].any()
+    with pytest.raises(ValueError, match="'l2'"):
+        subspace_penalty(alignment, basis, norm="l2")

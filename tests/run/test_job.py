@@ -4,17 +4,33 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from medcare_jax.orthogonality import extend_basis
+from medcare_jax.params import ALIGNMENT, KNOWLEDGE
 from medcare_jax.run.job import ConstraintError, check_penalty
+from medcare_jax.settings import ConstraintSettings
+from medcare_jax.training.stages import protected_basis
 
 
-def lora(key, value=1.0):
-    return {"up_proj": {"lora_a": value * jax.random.normal(jax.random.key(key), (2, 7, 3))}}
+def lora(key, *, out=0.0):
+    lora_a = jax.random.normal(jax.random.key(key), (2, 7, 3))
+    return {"up_proj": {"lora_a": lora_a, "lora_b": jnp.full((2, 3, 5), out)}}
 
 
-def test_a_penalty_that_pulls_is_let_through():
-    check_penalty(lora(0), lora(1))
+def check(knowledge, **constraint):
+    """Checks an alignment as DA begins with it: B is zero."""
+    settings = ConstraintSettings(kind="penalty", **constraint)
+    alignment = lora(1)
+    basis = extend_basis(protected_basis(knowledge, settings), alignment)
+    check_penalty(settings, {KNOWLEDGE: knowledge, ALIGNMENT: alignment}, {ALIGNMENT: basis})
 
 
-def test_a_penalty_without_gradient_is_an_error():
+@pytest.mark.parametrize("side", ["input", "output", "both"])
+@pytest.mark.parametrize("basis", ["span", "svd"])
+def test_a_penalty_that_pulls_is_let_through(side, basis):
+    check(lora(0, out=0.5), side=side, basis=basis)
+
+
+@pytest.mark.parametrize("basis", ["span", "svd"])
+def test_a_penalty_without_gradient_is_an_error(basis):
     with pytest.raises(ConstraintError, match="expected a norm above 0"):
-        check_penalty(jax.tree.map(jnp.zeros_like, lora(0)), lora(1))
+        check(jax.tree.map(jnp.zeros_like, lora(0)), basis=basis)

@@ -78,7 +78,7 @@ def make_workdir(workdir: pathlib.Path, base: Any = None, **constraint: Any) -> 
                     learning = _random(loaded, settings, stage.components, step)
                     learning = {name: learning[name] for name in stage.learning}
                     trees[stage.name, step] = learning
-                    optimizer = make_optimizer(settings.mka, 3, use_projection=False)
+                    optimizer = make_optimizer(settings.mka, 3, constraint=None)
                     state = make_state(learning, optimizer, jax.random.key(1), {})
                     meta = run_facts(
                         settings,

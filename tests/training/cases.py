@@ -114,7 +114,7 @@ def make_case(
             trees[ALIGNMENT] = project_tree(trees[ALIGNMENT], held)
     learning = {name: trees.pop(name) for name in stage.learning}
     basis = extend_basis(basis, learning) if basis else {}
-    optimizer = make_optimizer(RATES, 20, use_projection="projection" in kind)
+    optimizer = make_optimizer(RATES, 20, constraint=constraint)
     if descends:
         optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     step = make_train_step(

@@ -73,7 +73,7 @@ def trajectory(request, shared):
     folder = shared / "golden"
     settings, params = load_base(folder / base)
     adapters, trees = load_reference(folder / name, settings)
-    optimizer = make_optimizer(RATES, STEPS, use_projection=False)
+    optimizer = make_optimizer(RATES, STEPS, constraint=None)
     learning = {component: trees.pop(component) for component in stage.learning}
     assert not trees
     basis = {} if constraint is None else extend_basis({}, learning)

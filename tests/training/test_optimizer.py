@@ -16,12 +16,14 @@ from medcare_jax.orthogonality import (
     project_tree,
     project_updates,
 )
-from medcare_jax.settings import StageSettings
+from medcare_jax.settings import ConstraintSettings, StageSettings
 from medcare_jax.training.optimizer import make_optimizer, make_schedule
 
 STAGE = StageSettings(
     learning_rate=1e-2, warmup_share=0.0, weight_decay=0.3, adam_b1=0.8, adam_b2=0.95
 )
+
+PROJECTION = ConstraintSettings()
 
 
 @pytest.mark.torch
@@ -76,13 +78,13 @@ def after_steps(chain, params, basis, steps=6):
 def wrongly_ordered(stage):
     """Gradients projected, then scaled by Adam and decayed."""
     return optax.with_extra_args_support(
-        optax.chain(project_updates(), make_optimizer(stage, 50, use_projection=False))
+        optax.chain(project_updates(), make_optimizer(stage, 50, constraint=None))
     )
 
 
 def test_the_projection_comes_last(basis):
     start = project_tree(lora(1), basis)
-    right = after_steps(make_optimizer(STAGE, 50, use_projection=True), start, basis)
+    right = after_steps(make_optimizer(STAGE, 50, constraint=PROJECTION), start, basis)
     wrong = after_steps(wrongly_ordered(STAGE), start, basis)
     assert max_leak(right, basis) < 1e-6
     assert max_leak(wrong, basis) > 1e-3
@@ -93,7 +95,10 @@ def test_weight_decay_does_not_come_after_the_projection(basis):
     outside = lora(1)  # not in the complement, so that its decay is not either
     zeros = jax.tree.map(jnp.zeros_like, outside)
     updates = []
-    for chain in (make_optimizer(STAGE, 50, use_projection=True), wrongly_ordered(STAGE)):
+    for chain in (
+        make_optimizer(STAGE, 50, constraint=PROJECTION),
+        wrongly_ordered(STAGE),
+    ):
         updates.append(chain.update(zeros, chain.init(outside), outside, basis=basis)[0])
     assert np.abs(updates[0]["up_proj"]["lora_a"]).max() > 1e-4
     assert max_leak(updates[0], basis) < 1e-6
@@ -102,10 +107,10 @@ def test_weight_decay_does_not_come_after_the_projection(basis):
 
 def test_a_basis_is_needed_exactly_with_the_projection(basis):
     params = lora(1)
-    projected = make_optimizer(STAGE, 50, use_projection=True)
+    projected = make_optimizer(STAGE, 50, constraint=PROJECTION)
     with pytest.raises(TypeError, match="basis"):
         projected.update(params, projected.init(params), params)
-    plain = make_optimizer(STAGE, 50, use_projection=False)
+    plain = make_optimizer(STAGE, 50, constraint=None)
     without, _ = plain.update(params, plain.init(params), params)
     with_one, _ = plain.update(params, plain.init(params), params, basis=basis)
     jax.tree.map(np.testing.assert_array_equal, without, with_one)
@@ -117,8 +122,25 @@ def test_clipping_and_betas_are_those_of_the_settings(basis):
     results = []
     for clip_norm, links in by_hand.items():
         stage = dataclasses.replace(STAGE, clip_norm=clip_norm)
-        found = after_steps(make_optimizer(stage, 50, use_projection=False), lora(1), basis)
+        found = after_steps(make_optimizer(stage, 50, constraint=None), lora(1), basis)
         chain = optax.with_extra_args_support(optax.chain(*links))
         jax.tree.map(np.testing.assert_array_equal, found, after_steps(chain, lora(1), basis))
         results.append(found["up_proj"]["lora_a"])
     assert np.abs(results[0] - results[1]).max() > 1e-3
+
+
+def test_a_soft_projection_leaves_a_share(basis):
+    params, soft = lora(1), ConstraintSettings(strength=0.5)
+    updates = {}
+    for name, constraint in (("none", None), ("hard", PROJECTION), ("soft", soft)):
+        chain = make_optimizer(STAGE, 50, constraint=constraint)
+        updates[name], _ = chain.update(lora(10), chain.init(params), params, basis=basis)
+    middle = jax.tree.map(lambda free, hard: (free + hard) / 2, updates["none"], updates["hard"])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7), updates["soft"], middle)
+
+
+def test_retraction_brings_back_what_began_outside(basis):
+    retracting = make_optimizer(STAGE, 50, constraint=ConstraintSettings(retract_every=3))
+    plain = make_optimizer(STAGE, 50, constraint=PROJECTION)
+    assert max_leak(after_steps(plain, lora(1), basis), basis) > 0.1
+    assert max_leak(after_steps(retracting, lora(1), basis, steps=3), basis) < 1e-6

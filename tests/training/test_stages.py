@@ -39,7 +39,6 @@ from medcare_jax.training.stages import (
 from tests.helpers import FLOAT32, outputs_of, random_inputs, random_params
 from tests.training.cases import ADAPTERS, DA, DA_OPEN, QUICK, SETTINGS, stage_decoder
 
-TOLERANCE = 1e-5
 ON_ATTENTION = alignment_stage(
     dataclasses.replace(ADAPTERS, alignment_on_attention=True), ConstraintSettings()
 )
@@ -51,14 +50,14 @@ def trees():
     return split(random_params(stage_decoder(MKA), seed=5))
 
 
-def handover(trees, *, stage=DA, seed=1, use_projection=True):
+def handover(trees, *, stage=DA, seed=1, covariance=None, **constraint):
     """What DA begins with."""
     return begin_alignment(
         trees,
         stage_decoder(stage),
         jax.random.key(seed),
-        tolerance=TOLERANCE,
-        use_projection=use_projection,
+        constraint=ConstraintSettings(**constraint),
+        covariance=covariance,
     )
 
 
@@ -161,7 +160,7 @@ def test_the_alignment_begins_in_the_complement_with_b_zero(start):
 
 
 def test_without_projection_the_alignment_begins_anywhere(trees):
-    free = handover(trees, use_projection=False)
+    free = handover(trees, kind="none")
     assert digest(free.alignment) == digest(
         init_adapters(stage_decoder(DA), jax.random.key(1))[ALIGNMENT]
     )
@@ -197,6 +196,54 @@ def test_alignment_on_attention_is_unconstrained_there(trees):
         np.testing.assert_array_equal(alignment[path], init[path])
     assert alignment["model/layers/self_attn/q_proj/lora_a"].shape == (3, 24, 10)
     assert max_leak(start.alignment, start.basis) < 1e-6
+
+
+def test_the_svd_basis_is_smaller_and_inside_the_span(trees, start):
+    path = "model/layers/mlp/up_proj/lora_a"
+    whole = flatten(start.basis)[path]
+    small = flatten(handover(trees, basis="svd", energy=0.5).basis)[path]
+    assert 0 < small.shape[-1] < whole.shape[-1]
+    inside = whole @ (jnp.swapaxes(whole, -1, -2) @ small)
+    np.testing.assert_allclose(inside, small, rtol=0, atol=1e-5)
+
+
+def test_the_output_side_is_protected_where_it_is_asked_for(trees):
+    widths = {
+        side: {path.rpartition("/")[2]: leaf.shape[-1] for path, leaf in flatten(found).items()}
+        for side in ("input", "output", "both")
+        for found in [handover(trees, side=side).basis]
+    }
+    assert widths == {
+        "input": {"lora_a": 10, "lora_b": 0},
+        "output": {"lora_a": 0, "lora_b": 10},
+        "both": {"lora_a": 10, "lora_b": 10},
+    }
+
+
+def test_an_activation_basis_comes_from_the_covariance(trees):
+    path = "model/layers/mlp/up_proj/lora_a"
+    energies = jnp.asarray(np.diag(4.0 ** -np.arange(24)), jnp.float32)  # shares .75, .19, ...
+    start = handover(
+        trees,
+        basis="activation",
+        energy=0.9,
+        covariance=unflatten({path: jnp.stack([energies] * 3)}),
+    )
+    basis = flatten(start.basis)
+    assert basis[path].shape == (3, 24, 2)
+    np.testing.assert_allclose(np.abs(basis[path][1]), np.eye(24)[:, :2], atol=1e-5)
+    assert {leaf.shape[-1] for other, leaf in basis.items() if other != path} == {0}
+    assert np.abs(flatten(start.alignment)[path][:, :2]).max() < 1e-6
+    with pytest.raises(ValueError, match="expected a covariance"):
+        handover(trees, basis="activation")
+
+
+def test_a_soft_projection_begins_part_of_the_way(trees, start):
+    path = "model/layers/mlp/up_proj/lora_a"
+    free = flatten(handover(trees, kind="none").alignment)[path]
+    soft = flatten(handover(trees, strength=0.25).alignment)[path]
+    hard = flatten(start.alignment)[path]
+    np.testing.assert_allclose(soft, 0.75 * free + 0.25 * hard, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("stage", [MKA, DA], ids=lambda stage: stage.name)

@@ -1,0 +1,66 @@
+"""The hand-over of a run: a pass over MKA's data exactly where the basis needs one."""
+
+import types
+
+import jax
+import pytest
+
+from medcare_jax.models.decoder import Decoder
+from medcare_jax.orthogonality import max_leak
+from medcare_jax.params import BASE, KNOWLEDGE, digest, flatten, split
+from medcare_jax.run.handover import hand_over
+from medcare_jax.settings import ConstraintSettings, MeshSettings
+from medcare_jax.sharding import make_mesh
+from tests.helpers import FLOAT32, random_params
+from tests.training.cases import ADAPTERS, DA, MKA, SETTINGS, make_batch, sequences, stage_decoder
+
+
+class Batches:
+    """MKA's stream, which counts what is taken from it."""
+
+    def __init__(self):
+        self.taken = 0
+
+    def iterate(self, start, *, process_index, process_count):
+        assert (start, process_index, process_count) == (0, 0, 1)
+        for seed in range(50):
+            self.taken += 1
+            yield make_batch(sequences(seed))
+
+
+@pytest.fixture(scope="module")
+def trees():
+    parts = split(random_params(stage_decoder(MKA), seed=5))
+    return {name: parts[name] for name in (BASE, KNOWLEDGE)}
+
+
+def handed_over(trees, **constraint):
+    """What DA begins with, and how many batches were looked at."""
+    mesh, batches = make_mesh(MeshSettings(1, 1, 1), jax.devices()[:1]), Batches()
+    run = types.SimpleNamespace(
+        settings=types.SimpleNamespace(constraint=ConstraintSettings(**constraint)),
+        decoder=lambda components: Decoder(SETTINGS, ADAPTERS, components, FLOAT32),
+        data=types.SimpleNamespace(mka=batches),
+        mesh=mesh,
+    )
+    with jax.set_mesh(mesh):
+        return hand_over(run, DA, trees, jax.random.key(1)), batches.taken
+
+
+def test_a_basis_of_the_knowledge_needs_no_data(trees):
+    for basis in ("span", "svd"):
+        _, taken = handed_over(trees, basis=basis)
+        assert taken == 0
+
+
+def test_an_activation_basis_looks_at_as_many_batches_as_asked_for(trees):
+    start, taken = handed_over(trees, basis="activation", energy=0.8, activation_batches=3)
+    assert 3 <= taken <= 5  # some are on their way to the device
+    assert float(max_leak(start.alignment, start.basis)) < 1e-6
+    widths = {path.rpartition("/")[2]: q.shape[-1] for path, q in flatten(start.basis).items()}
+    assert widths["lora_a"] > 0
+    assert widths["lora_b"] == 0
+    again, _ = handed_over(trees, basis="activation", energy=0.8, activation_batches=3)
+    assert digest(again.basis) == digest(start.basis)
+    other, _ = handed_over(trees, basis="activation", energy=0.8, activation_batches=4)
+    assert digest(other.basis) != digest(start.basis)

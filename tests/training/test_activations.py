@@ -1,0 +1,96 @@
+"""Sums of activations against ones by hand: padding, streaming, both sides, on a mesh."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS
+from medcare_jax.models.decoder import Decoder
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, flatten, split
+from medcare_jax.settings import ConstraintSettings, MeshSettings
+from medcare_jax.sharding import batch_sharding, make_mesh, tree_shardings
+from medcare_jax.training.activations import activation_covariance
+from medcare_jax.training.stages import MKA, alignment_stage
+from tests.helpers import FLOAT32, abstract_params, random_params
+from tests.training.cases import ADAPTERS, SETTINGS, make_batch, sequences, stage_decoder
+
+STAGE = alignment_stage(
+    dataclasses.replace(ADAPTERS, alignment_on_attention=True), ConstraintSettings()
+)
+DECODER = Decoder(SETTINGS, ADAPTERS, KNOWLEDGE_COMPONENTS, FLOAT32)
+LAYER = "model/layers"
+
+
+@pytest.fixture(scope="module")
+def trees():
+    parts = split(random_params(stage_decoder(MKA), seed=5))
+    return {name: parts[name] for name in (BASE, KNOWLEDGE)}
+
+
+def total_of(trees, batches, *, side="both", mesh=(1, 1, 1)):
+    """The sums by path, as float64."""
+    count = int(np.prod(mesh))
+    mesh = make_mesh(MeshSettings(*mesh), jax.devices()[:count])
+    like = split(abstract_params(stage_decoder(STAGE)))[ALIGNMENT]
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(trees, tree_shardings(mesh, trees))
+        on_mesh = [jax.device_put(batch, batch_sharding(mesh)) for batch in batches]
+        found = activation_covariance(DECODER, placed, on_mesh, like, mesh, side=side)
+    return {path: np.asarray(leaf, np.float64) for path, leaf in flatten(found).items()}
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return [make_batch(sequences(seed)) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def total(trees, batches):
+    return total_of(trees, batches)
+
+
+def test_what_the_first_layer_reads_is_the_normed_embedding_of_tokens_that_are_not_padding(
+    trees, batches, total
+):
+    base = flatten(trees[BASE])
+    table = np.asarray(base["model/embed_tokens/embedding"], np.float64)
+    x = np.concatenate([table[b.tokens[b.segments > 0]] for b in batches])
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + SETTINGS.rms_norm_eps)
+    x = x * np.asarray(base[f"{LAYER}/input_layernorm/scale"], np.float64)[0]
+    found = total[f"{LAYER}/self_attn/q_proj/lora_a"]
+    assert found.shape == (3, 24, 24)
+    np.testing.assert_allclose(found[0], x.T @ x, rtol=1e-4, atol=1e-3)
+    assert not np.allclose(found[1], found[0], rtol=0.1), "layers differ"
+
+
+def test_what_it_gives_is_kernel_bias_and_knowledge_of_what_it_reads(trees, total):
+    """The output's sum from the input's: exact where there is no bias."""
+    base, knowledge = flatten(trees[BASE]), flatten(trees[KNOWLEDGE])
+    owner = f"{LAYER}/mlp/down_proj"
+    weight = np.asarray(base[f"{owner}/kernel"], np.float64) + ADAPTERS.scale * np.matmul(
+        *(np.asarray(knowledge[f"{owner}/{name}"], np.float64) for name in ("lora_a", "lora_b"))
+    )
+    expected = np.swapaxes(weight, 1, 2) @ total[f"{owner}/lora_a"] @ weight
+    np.testing.assert_allclose(total[f"{owner}/lora_b"], expected, rtol=1e-3, atol=0.5)
+
+
+def test_sums_stream_and_only_the_sides_asked_for_are_there(trees, batches, total):
+    parts = [total_of(trees, [batch], side="input") for batch in batches]
+    assert parts[0].keys() == {path for path in total if path.endswith("lora_a")}
+    for path in parts[0]:
+        np.testing.assert_allclose(
+            parts[0][path] + parts[1][path], total[path], rtol=1e-4, atol=1e-3
+        )
+
+
+def test_on_a_mesh_the_sums_are_the_same(trees, batches, total):
+    found = total_of(trees, batches, mesh=(2, 4, 1))
+    for path, expected in total.items():
+        np.testing.assert_allclose(found[path], expected, rtol=1e-3, atol=1e-2 * expected.max())
+
+
+def test_the_same_batches_give_the_same_bits(trees, batches, total):
+    again = total_of(trees, batches)
+    assert all((again[path] == total[path]).all() for path in total)
