@@ -8,6 +8,7 @@ import pytest
 
 from configs import base
 from medcare_jax.settings import Settings, make_settings
+from medcare_jax.study.settings import make_study
 
 CONFIGS = sorted(
     path.stem
@@ -81,6 +82,9 @@ def test_every_other_config_makes_settings_and_says_how_it_is_run(name):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
     assert config.is_locked
-    config.base.path = config.base.path or "some/folder"
-    make_settings(config)
+    if "run" in config:  # a study of many runs
+        make_study(config)
+    else:
+        config.base.path = config.base.path or "some/folder"
+        make_settings(config)
     assert f"--config=configs/{name}.py" in module.__doc__

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 RANDOM = "random"
+_SPREAD = 0.02  # of the decoder's initial kernels and embeddings
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -137,10 +138,15 @@ def _random(fields: Mapping[str, Any], mesh: Mesh, *, dtype: Any, seed: int) -> 
     settings = decoder_settings(fields)
     decoder = Decoder(settings, AdapterSettings(), NO_ADAPTERS, ComputeSettings())
     tokens = jnp.zeros((1, 1), jnp.int32)
+    spread = fields.get("initializer_range", _SPREAD) / _SPREAD
 
     def make(key: jax.Array) -> Tree:
         params: Tree = decoder.init(key, tokens, tokens, tokens + 1)["params"]
-        return dict(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+        leaves = flatten(params)
+        for path in leaves:
+            if path.endswith(("kernel", "embedding")):
+                leaves[path] = leaves[path] * spread
+        return dict(unflatten({path: leaf.astype(dtype) for path, leaf in leaves.items()}))
 
     key = jax.random.key(seed)
     shapes = flatten(jax.eval_shape(make, key))

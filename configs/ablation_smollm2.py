@@ -1,0 +1,54 @@
+"""The ablation on SmolLM2-135M-Instruct and ICD-10-CM: hours on a laptop, minutes a cell on a GPU.
+
+    python tools/ablate.py --config=configs/ablation_smollm2.py --workdir=runs/ablation_smollm2
+
+Few facts seen twice, then a short and hot DA on few notes seen thrice: chosen so that DA without
+a constraint may forget. Each cell is kept once it is done, so the study may be stopped at any time.
+"""
+
+import ml_collections
+
+from configs import smollm2_135m
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The study."""
+    study = ml_collections.ConfigDict()
+    study.run = _run()
+    study.seeds = (0, 1, 2, 3, 4)
+    study.facts = {"facts": 0, "notes": 0, "aligned": 0, "test": 0}
+    study.baseline = "none"
+    study.cells = (
+        {"name": "none", "constraint": {"kind": "none"}},
+        {"name": "projection span"},
+        {"name": "projection activation 0.95", "constraint": {"basis": "activation"}},
+        {"name": "penalty 1", "constraint": {"kind": "penalty"}},
+        {"name": "projection svd", "constraint": {"basis": "svd"}},
+        {
+            "name": "projection activation 0.8",
+            "constraint": {"basis": "activation", "energy": 0.8},
+        },
+        {
+            "name": "penalty 1, knowledge learns",
+            "constraint": {"kind": "penalty", "freeze_knowledge": False},
+        },
+        {"name": "projection span, noise kept", "method": "keep_noise"},
+        {"name": "one LoRA", "method": "one_lora", "adapters": {"shared_experts": 4}},
+    )
+    return study.lock()
+
+
+def _run() -> ml_collections.ConfigDict:
+    """What all cells share."""
+    config = smollm2_135m.get_config()
+    config.icd10.mka_knowledge = 160
+    config.icd10.mka_alignment = 24
+    config.icd10.da_alignment = 72
+    config.icd10.test = 80
+    config.mka.epochs = 2
+    config.mka.learning_rate = 1e-3
+    config.da.epochs = 3
+    config.da.learning_rate = 2e-3
+    config.checkpoint.every_steps = 5
+    config.evaluation.tasks = ("icd10_retained", "icd10_coding")
+    return config

@@ -1,0 +1,212 @@
+"""Trains and scores every cell of every seed, each once, however often the study is stopped.
+
+    WORKDIR/seed-0/data/                    tasks made for the seed, if any are made
+    WORKDIR/seed-0/mka-DIGEST/              MKA for all cells of a method; its scores: after.json
+    WORKDIR/seed-0/CELL-DIGEST/             DA from there; result.json: scores and measures
+    WORKDIR/study.{json,md,html}            the table, made anew from what is there
+
+A digest stands for the settings, base and data that decide the numbers, so a changed study does
+not meet the results of another one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from medcare_jax import distributed
+from medcare_jax.files import read_json, write_json
+from medcare_jax.models.aggregators import FFN_PROJECTIONS, KNOWLEDGE_COMPONENTS
+from medcare_jax.orthogonality import max_leak
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
+from medcare_jax.run.context import Run
+from medcare_jax.run.handover import covariance, hand_over
+from medcare_jax.run.job import Job, open_run
+from medcare_jax.run.progress import Display
+from medcare_jax.run.workdir import hold
+from medcare_jax.settings import Settings
+from medcare_jax.sharding import make_mesh
+from medcare_jax.study import measures, report
+from medcare_jax.study.facts import write_fact_tasks
+from medcare_jax.study.settings import KEEP_NOISE, ONE_LORA, Cell, Study
+from medcare_jax.training.loop import StoppedEarly
+from medcare_jax.training.stages import MKA, ONE_LORA_DA, ONE_LORA_MKA, select
+
+
+def run_study(study: Study, workdir: pathlib.Path, display: Display) -> None:
+    """Does what of the study is not done yet, then writes its report.
+
+    Raises:
+      WorkdirError, CheckpointError, StoppedEarly, ValueError, OSError: As `run/job.py`.
+    """
+    with hold(workdir):
+        # Cells differ in few programs, and seeds in none: each is compiled once for all of them.
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+        results: list[dict[str, Any]] = []
+        mesh = make_mesh(study.cells[0].settings.mesh)
+        with jax.set_mesh(mesh):
+            for seed in study.seeds:
+                results += SeedRuns(study, seed, workdir / f"seed-{seed}", display).all_cells()
+                if distributed.is_first():
+                    report.write_study(workdir, study, results)
+        display.line(f"report: {workdir / 'study.html'}")
+
+
+class SeedRuns:
+    """All cells of one seed; base and data are read once."""
+
+    def __init__(self, study: Study, seed: int, folder: pathlib.Path, display: Display) -> None:
+        """Opens the seed's run."""
+        self.study, self.seed, self.folder, self.display = study, seed, folder, display
+        display.headline(f"seed {seed}")
+        settings = self._with_tasks(study.with_seed(study.cells[0], seed))
+        self.tests = pathlib.Path(settings.evaluation.folder or folder / "data" / "test")
+        mesh = make_mesh(settings.mesh)
+        self.run = open_run(settings, folder, display, mesh)
+        self._finished: dict[pathlib.Path, dict[str, Any]] = {}
+
+    def all_cells(self) -> list[dict[str, Any]]:
+        """The results of all cells, of which those that are not there yet are made."""
+        return [self._result(cell) for cell in self.study.cells]
+
+    def _result(self, cell: Cell) -> dict[str, Any]:
+        """The result of one cell."""
+        run = self._run_of(cell)
+        known = read_json(run.workdir / "result.json")
+        if known is not None:
+            self.display.line(f"{cell.name}: result is there already")
+            return known
+        if distributed.must_stop():
+            raise StoppedEarly("stopped between two cells; those done are kept")
+        self.display.headline(f"seed {self.seed}, cell {cell.name}")
+        mka = self._mka(cell)
+        found = {
+            "seed": self.seed,
+            "cell": cell.name,
+            "mka": mka["after"],
+            **(_one_lora if cell.method == ONE_LORA else _aligned)(run, self.tests, cell, mka),
+        }
+        if cell.name == self.study.baseline:
+            found["geometry"] = _geometry(run, mka, found["trees"])
+        found.pop("trees")
+        if distributed.is_first():
+            write_json(run.workdir / "result.json", found)
+        return found
+
+    def _mka(self, cell: Cell) -> dict[str, Any]:
+        """MKA's trees and the scores after it; trained once for all cells that share it."""
+        stage = ONE_LORA_MKA if cell.method == ONE_LORA else MKA
+        settings = self._with_tasks(self.study.with_seed(cell, self.seed))
+        said = [stage.learning, *_of(settings, "adapters", "mka")]
+        run = self._in_folder(settings, "mka", [said, self.run.data.mka.fingerprint])
+        if run.workdir in self._finished:
+            return self._finished[run.workdir]
+        trees = {BASE: run.base.params, **Job(run).train_mka(stage).learning}
+        path = run.workdir / "after.json"
+        after = read_json(path)
+        if after is None:
+            kept = {name: trees[name] for name in (BASE, KNOWLEDGE)}
+            after = measures.task_scores(run, self.tests, KNOWLEDGE_COMPONENTS, kept)
+            if distributed.is_first():
+                write_json(path, after)
+        self._finished[run.workdir] = {"trees": trees, "after": after}
+        return self._finished[run.workdir]
+
+    def _run_of(self, cell: Cell) -> Run:
+        """The cell's run in its folder."""
+        settings = self._with_tasks(self.study.with_seed(cell, self.seed))
+        said = [cell.method, *_of(settings, "adapters", "mka", "da", "constraint", "evaluation")]
+        data = [self.run.data.mka.fingerprint, self.run.data.da.fingerprint]
+        tasks = repr([(task.name, task.items) for task in self.run.data.tasks])
+        return self._in_folder(settings, cell.name, [said, data, tasks])
+
+    def _in_folder(self, settings: Settings, name: str, decided_by: list[Any]) -> Run:
+        """A run of the seed's base and data whose folder is named by what decides its numbers."""
+        decided_by = [decided_by, *_of(settings, "data", "compute"), self.run.base.digest]
+        text = json.dumps([*decided_by, self.seed], sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        folder = self.folder / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}-{digest}"
+        return dataclasses.replace(self.run, settings=settings, workdir=folder)
+
+    def _with_tasks(self, settings: Settings) -> Settings:
+        """The settings with the synthetic tasks' files, if the study has them."""
+        facts = self.study.facts
+        if not facts.facts:
+            return settings
+        paths = write_fact_tasks(self.folder / "data", seed=self.seed, **dataclasses.asdict(facts))
+        tests = str(self.folder / "data" / "test")
+        return dataclasses.replace(
+            settings,
+            mka=dataclasses.replace(settings.mka, files=(str(paths["1-stage/train"]),)),
+            da=dataclasses.replace(settings.da, files=(str(paths["2-stage/train"]),)),
+            evaluation=dataclasses.replace(settings.evaluation, folder=tests),
+        )
+
+
+def _aligned(run: Run, tests: pathlib.Path, cell: Cell, mka: dict[str, Any]) -> dict[str, Any]:
+    """DA with an alignment module beside the knowledge."""
+    job = Job(run)
+    if cell.method == KEEP_NOISE:
+        kept = dataclasses.replace(job.da.components, ffn=(KNOWLEDGE, NOISE, ALIGNMENT))
+        job.da = dataclasses.replace(job.da, components=kept)
+    start = hand_over(run, job.da, mka["trees"], job.key(job.da))
+    basis = jax.tree.map(jnp.copy, start.basis)  # training gives its own away
+    trees = job.train_da(mka["trees"], start)
+    return {
+        "trees": trees,
+        "after": measures.task_scores(run, tests, job.da.components, trees),
+        "leak": float(max_leak(trees[ALIGNMENT], basis)),
+        "width": _mean_width(basis),
+        "overlap": measures.overlap_with_knowledge({**trees, KNOWLEDGE: start.knowledge}),
+    }
+
+
+def _one_lora(run: Run, tests: pathlib.Path, cell: Cell, mka: dict[str, Any]) -> dict[str, Any]:
+    """The LoRA of MKA learns on."""
+    del cell
+    start = jax.tree.map(jnp.copy, mka["trees"][KNOWLEDGE])
+    base = {BASE: run.base.params}
+    state = Job(run).train(ONE_LORA_DA, run.settings.da, base, {KNOWLEDGE: start}, basis={})
+    trees = {**base, KNOWLEDGE: state.learning[KNOWLEDGE]}
+    return {
+        "trees": trees,
+        "after": measures.task_scores(run, tests, ONE_LORA_DA.components, trees),
+    }
+
+
+def _geometry(run: Run, mka: dict[str, Any], trees: dict[str, Tree]) -> dict[str, Any]:
+    """The angles of a free alignment, and what each basis would take of its effect."""
+    job = Job(run)
+    start = hand_over(run, job.da, mka["trees"], job.key(job.da))
+    sums = covariance(run, job.da, mka["trees"])
+    first, last, sums = (
+        select(tree, FFN_PROJECTIONS) for tree in (start.alignment, trees[ALIGNMENT], sums)
+    )
+    return measures.geometry(first, last, start.knowledge, sums)
+
+
+def _mean_width(basis: Tree) -> float:
+    """Protected directions as a share of the space, over the leaves that have any."""
+    shares = [
+        float((jnp.square(q).sum(-2) > 0.5).sum(-1).mean()) / q.shape[-2]
+        for q in jax.tree.leaves(basis)
+        if q.shape[-1]
+    ]
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def _of(settings: Settings, *sections: str) -> list[dict[str, Any]]:
+    """Sections as plain values, without names of files: fingerprints stand for those."""
+    return [
+        {
+            key: value
+            for key, value in dataclasses.asdict(getattr(settings, section)).items()
+            if key not in ("files", "folder")
+        }
+        for section in sections
+    ]

@@ -1,0 +1,109 @@
+"""A study: one run, the seeds that it is repeated with, and the cells that differ in DA."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from medcare_jax.settings import Settings, SettingsError, make_settings
+
+MEDCARE = "medcare"
+KEEP_NOISE = "keep_noise"
+ONE_LORA = "one_lora"
+METHODS = (MEDCARE, KEEP_NOISE, ONE_LORA)
+
+# What a cell may say: all cells of a method go on from the same MKA.
+_SECTIONS = {
+    MEDCARE: ("constraint", "da"),
+    KEEP_NOISE: ("constraint", "da"),
+    ONE_LORA: ("adapters", "da"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One way of doing Downstream Alignment.
+
+    Attributes:
+      name: Its row in the table and, with a digest, its folder.
+      method: `medcare`: noise dropped, an alignment beside the knowledge. `keep_noise`: the noise
+        aggregator stays, frozen. `one_lora`: a single LoRA learns in both stages.
+      settings: Of the whole run, with what the cell changes.
+    """
+
+    name: str
+    method: str
+    settings: Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Sizes of the synthetic tasks; 0 facts: the run's own data."""
+
+    facts: int = 0
+    notes: int = 0
+    aligned: int = 0
+    test: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What `tools/ablate.py` does.
+
+    Attributes:
+      seeds: Of data, initial values and order; every cell is done with each.
+      cells: In the order of the table.
+      baseline: The cell that the others are compared with, seed by seed.
+      facts: Synthetic tasks in place of the run's data.
+    """
+
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    baseline: str
+    facts: Facts
+
+    def with_seed(self, cell: Cell, seed: int) -> Settings:
+        """The settings of a cell's run with a seed."""
+        return dataclasses.replace(cell.settings, seed=seed)
+
+
+def make_study(config: Mapping[str, Any]) -> Study:
+    """The checked study of a config as `configs/ablation_*.py` makes it.
+
+    Raises:
+      SettingsError: An unknown method or key, a cell that would change what MKA is, a missing
+        baseline, or a seed twice.
+    """
+    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    unknown = plain.keys() - {"run", "seeds", "cells", "baseline", "facts"}
+    if unknown:
+        raise SettingsError(f"unknown config key {', '.join(sorted(unknown))}")
+    seeds = tuple(plain["seeds"])
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SettingsError(f"seeds = {seeds!r}; expected at least one, each once")
+    cells = tuple(_cell(said, plain["run"]) for said in plain["cells"])
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"cells are named {', '.join(names)}; expected each name once")
+    if plain["baseline"] not in names:
+        raise SettingsError(f"baseline = {plain['baseline']!r}; allowed are {', '.join(names)}")
+    return Study(seeds, cells, plain["baseline"], Facts(**plain["facts"]))
+
+
+def _cell(said: Mapping[str, Any], run: Mapping[str, Any]) -> Cell:
+    """A cell from what it says, on top of the run."""
+    sections = dict(said)
+    name = sections.pop("name")
+    method = sections.pop("method", MEDCARE)
+    if method not in METHODS:
+        raise SettingsError(f"cells.{name}.method = {method!r}; allowed are {', '.join(METHODS)}")
+    wrong = sections.keys() - set(_SECTIONS[method])
+    if wrong:
+        raise SettingsError(
+            f"cells.{name} changes {', '.join(sorted(wrong))}; a cell of method {method!r} may "
+            f"change {' and '.join(_SECTIONS[method])}, all else is the same for all cells"
+        )
+    changed = {key: {**run[key], **values} for key, values in sections.items()}
+    try:
+        return Cell(name, method, make_settings({**run, **changed}))
+    except SettingsError as error:
+        raise SettingsError(f"cells.{name}: {error}") from None
