@@ -43,7 +43,7 @@ dl.inline dt, dl.facts dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 dl.facts { display: grid; grid-template-columns: minmax(150px, max-content) 1fr; gap: 3px 22px; }
 dl.tiles { display: flex; flex-wrap: wrap; gap: 10px; }
-dl.tiles div { flex: 1 1 130px; padding: 9px 14px; background: var(--page); border-radius: 10px; }
+dl.tiles div { flex: 1 1 150px; padding: 9px 14px; background: var(--page); border-radius: 10px; }
 header dl.tiles div { background: var(--card); border: 1px solid var(--line); }
 dl.tiles dt { color: var(--soft); font-size: 12.5px; }
 dl.tiles dd { font-size: 18px; font-weight: 650; }
@@ -155,6 +155,7 @@ summary + * { margin-top: 12px; }
   .controls, .answers { grid-template-columns: 1fr; }
   details.answer > summary { grid-template-columns: 96px 1fr; }
   details.answer > summary .asked { grid-column: 1 / -1; }
+  details.answer[open] > summary .asked { display: none; }
   table.plain { font-size: 14px; } table.plain th, table.plain td { padding: 7px 8px; }
   table.plain th:first-child { position: sticky; left: 0; background: var(--card); }
   table.plain tr.ours th:first-child { background: var(--unclear-wash); }
