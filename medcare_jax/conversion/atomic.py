@@ -1,6 +1,7 @@
 """Folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -11,6 +12,8 @@ from medcare_jax.conversion.tensors import ConversionError
 # Called with a folder that is written but has not taken its name yet, and the sha256 by name of
 # those of its files that were hashed while they were written.
 Finish = Callable[[pathlib.Path, Mapping[str, str]], None]
+
+_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -28,7 +31,7 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       The sibling to write into.
 
     Raises:
-      ConversionError: The target exists already.
+      ConversionError: The target exists already, or its disk filled up; names the disk.
     """
     target = pathlib.Path(target).absolute()
     if target.exists():
@@ -42,9 +45,21 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             _flush(path)
         partial.rename(target)
         _flush(target.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _IS_FULL:
+            raise _full_disk(target, error) from error
         raise
+
+
+def _full_disk(target: pathlib.Path, error: OSError) -> ConversionError:
+    """What to say when a write failed for want of room, once the half-written files are gone."""
+    mebibytes = shutil.disk_usage(target.parent).free / 2**20
+    return ConversionError(
+        f"{target} could not be written: {error.strerror}. Nothing of it was kept; the disk of "
+        f"{target.parent} has {mebibytes:.1f} MiB free now. Make room or name a target on another "
+        "disk"
+    )
 
 
 def _flush(path: pathlib.Path) -> None:

@@ -148,7 +148,8 @@ def check_room(target: pathlib.Path, nbytes: int) -> int:
     free = shutil.disk_usage(place).free
     if free < nbytes:
         raise ConversionError(
-            f"{target} needs {nbytes / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB free"
+            f"{target} needs {nbytes / 2**30:.2f} GiB, the disk of {place} has "
+            f"{free / 2**30:.2f} GiB free; make room or name a target on another disk"
         )
     return free
 

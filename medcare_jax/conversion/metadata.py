@@ -21,6 +21,8 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
         parsed = json.loads(path.read_bytes())
     except ValueError as error:
         raise ConversionError(f"{path} is not JSON: {error}") from error
+    except RecursionError:
+        raise ConversionError(f"{path} is not JSON: nested too deeply") from None
     if not isinstance(parsed, dict):
         raise ConversionError(f"{path} holds a {type(parsed).__name__}, not an object")
     return parsed

@@ -1,7 +1,11 @@
-"""The card that travels with an export: what was converted, from what, and with which digests."""
+"""The card that travels with an export: what was made, of what, and with which digests."""
+
+from collections.abc import Mapping
 
 from medcare_jax.conversion.sources import Source
 from medcare_jax.version import __version__
+
+FOLDED = "library_name: transformers\npipeline_tag: text-generation"
 
 _CARD = """---
 {header}
@@ -10,29 +14,45 @@ tags: [medical, medcare]
 
 # {title}
 
-Converted by medcare_jax {version}. {what} Method: Liao et al., EMNLP 2024 Findings,
-arXiv:2406.17484.
+{what} Method: Liao et al., EMNLP 2024 Findings, arXiv:2406.17484.
 
 For research. Not a medical device: nobody has checked its answers for clinical use. The licences
 of the base model and of the training data apply to it.
 
 | | |
 |---|---|
-| base | {base}, sha256 `{digest}` |
-| source | {kind}: {source} |
-| kept | {kept} |
-| adapters | {adapters} |
+{rows}
 
-How close it is to the model that it was made from, and a sha256 of each file, stand in
-`conversion_report.json`.
+{end}
 """
+_REPORT = """How close it is to the model that it was made from, and a sha256 of each file, stand in
+`conversion_report.json`."""
+
+
+def make_card(
+    *, header: str, title: str, what: str, facts: Mapping[str, object], end: str = _REPORT
+) -> str:
+    """The Markdown of any card.
+
+    Args:
+      header: The lines of YAML that differ from card to card.
+      title: Of the page.
+      what: Whole sentences on what was done.
+      facts: The rows of the table.
+      end: What follows the table; by default where the report is.
+
+    >>> print(make_card(header="a: b", title="T", what="Made.", facts={"x": 1}).splitlines()[-4])
+    | x | 1 |
+    """
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return _CARD.format(header=header, title=title, what=what, rows=rows, end=end)
 
 
 def conversion_card(source: Source) -> str:
     """The card of a folded model."""
+    title = f"{source.name}, folded" if source.parts else source.name
     what = "All adapters are folded into the weights." if source.parts else "No weight was changed."
-    header = "library_name: transformers\npipeline_tag: text-generation"
-    return _card(source, header, f"{source.name}, folded" if source.parts else source.name, what)
+    return _card(source, FOLDED, title, what)
 
 
 def adapter_card(source: Source) -> str:
@@ -42,17 +62,16 @@ def adapter_card(source: Source) -> str:
 
 
 def _card(source: Source, header: str, title: str, what: str) -> str:
-    """The card, filled in."""
+    """The card of a conversion."""
     adapters = source.adapters
-    return _CARD.format(
+    return make_card(
         header=header,
         title=title,
-        version=__version__,
-        what=what,
-        base=source.base.name,
-        digest=source.base.digest,
-        kind=source.kind,
-        source=source.name,
-        kept=", ".join(source.parts) or "the base alone",
-        adapters=f"rank {adapters.rank}, alpha {adapters.alpha}" if source.parts else "none",
+        what=f"Converted by medcare_jax {__version__}. {what}",
+        facts={
+            "base": f"{source.base.name}, sha256 `{source.base.digest}`",
+            "source": f"{source.kind}: {source.name}",
+            "kept": ", ".join(source.parts) or "the base alone",
+            "adapters": f"rank {adapters.rank}, alpha {adapters.alpha}" if source.parts else "none",
+        },
     )

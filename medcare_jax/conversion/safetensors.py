@@ -248,6 +248,8 @@ def _parse_json(text: bytes, path: pathlib.Path) -> dict[str, Any]:
         parsed = json.loads(text, object_pairs_hook=unique)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConversionError(f"{path}: header is not JSON ({error})") from error
+    except RecursionError:
+        raise ConversionError(f"{path}: header is not JSON (nested too deeply)") from None
     if not isinstance(parsed, dict):
         raise ConversionError(f"{path}: header is a {type(parsed).__name__}, not an object")
     return parsed

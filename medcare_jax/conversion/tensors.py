@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 Index = tuple[slice, ...]
 
 _PANEL = 128
-_BLOCK_BYTES = 32 * 2**20
+_BLOCK_BYTES = 8 * 2**20
 
 DTYPES = {
     "float32": np.dtype(np.float32),

@@ -2,36 +2,13 @@
 
 from typing import Any
 
+from medcare_jax.conversion.model_card import FOLDED, make_card
 from medcare_jax.settings import Settings
 
-_CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [medical, medcare]
----
-
-# MedCare model on {base}
-
-Made by medcare_jax {version}: Miscellaneous Knowledge Aggregation (MKA), then Downstream Alignment
-(DA), after Liao et al., EMNLP 2024 Findings, arXiv:2406.17484. All adapters are folded into the
-weights, so it loads like its base model.
-
-For research. Not a medical device: nobody has checked its answers for clinical use. The licences
-of the base model and of the training data apply to it.
-
-| | |
-|---|---|
-| base | {base}, sha256 `{digest}` |
-| stages | MKA {mka_steps} steps, DA {da_steps} steps |
-| adapters | rank {rank}, alpha {alpha} |
-| noise aggregator | {experts} experts, {chosen} per token; dropped before DA |
-| constraint of DA | {constraint}, knowledge {frozen} |
-| weights | adapters folded in in float32, written in {dtype} |
-
-## Training data
-
-{data}
-"""
+_WHAT = (
+    "Made by medcare_jax {version}: Miscellaneous Knowledge Aggregation (MKA), then Downstream "
+    "Alignment (DA). All adapters are folded into the weights, so it loads like its base model."
+)
 
 
 def model_card(
@@ -46,21 +23,22 @@ def model_card(
       data: The run's data report.
       version: Of this package.
     """
-    constraint = settings.constraint
-    return _CARD.format(
-        base=base,
-        digest=digest,
-        version=version,
-        mka_steps=data["mka"]["steps"],
-        da_steps=data["da"]["steps"],
-        rank=settings.adapters.rank,
-        alpha=settings.adapters.alpha,
-        experts=settings.adapters.experts,
-        chosen=settings.adapters.experts_per_token,
-        constraint=constraint.kind,
-        frozen="frozen" if constraint.freeze_knowledge else "learning on",
-        dtype=settings.export.dtype,
-        data=_data_table(data),
+    constraint, adapters = settings.constraint, settings.adapters
+    frozen = "frozen" if constraint.freeze_knowledge else "learning on"
+    return make_card(
+        header=FOLDED,
+        title=f"MedCare model on {base}",
+        what=_WHAT.format(version=version),
+        facts={
+            "base": f"{base}, sha256 `{digest}`",
+            "stages": f"MKA {data['mka']['steps']} steps, DA {data['da']['steps']} steps",
+            "adapters": f"rank {adapters.rank}, alpha {adapters.alpha}",
+            "noise aggregator": f"{adapters.experts} experts, {adapters.experts_per_token} per "
+            "token; dropped before DA",
+            "constraint of DA": f"{constraint.kind}, knowledge {frozen}",
+            "weights": f"adapters folded in in float32, written in {settings.export.dtype}",
+        },
+        end=f"## Training data\n\n{_data_table(data)}",
     )
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import pickle
-import resource
 import shutil
 import struct
 import subprocess
@@ -90,6 +89,20 @@ def refused(convert, tmp_path):
         return said
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 8 MiB that nothing else is on."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place]
+    try:
+        subprocess.run(line, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small disk cannot be mounted here, which needs root ({error})")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -431,19 +444,36 @@ class TestBadInput:
         pickle.loads(pickle.dumps(Evil()))  # the control: it does run where nobody is careful
         assert mark.exists()
 
-    def test_a_disk_that_fills_up(self, plain, refused, monkeypatch):
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        try:
-            said = refused("huggingface", plain)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert "OSError: [Errno 27]" in said
+    @pytest.mark.parametrize("kind", ["huggingface", "peft", "reference"])
+    def test_a_disk_that_fills_up(self, made, small_disk, convert, kind):
+        """A real one: room for nothing, for the weights of a folded model alone, for all."""
+        if kind == "reference":
+            pytest.importorskip("torch")
+        workdir, base = made
+        weights = (base / "model.safetensors").stat().st_size
+        line = [f"--to={kind}", f"--source={workdir.workdir}"]
+        target, ballast = small_disk / "out", small_disk / "ballast"
+        ends = []
+        for free in (4096, weights + 4096, 7 * 2**20):
+            ballast.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - free))
+            code, said = convert(*line, f"--target={target}")
+            ends.append(code)
+            assert "Traceback" not in said
+            if code == 0:
+                break
+            assert str(small_disk) in said
+            assert "Make room" in said or "make room" in said
+            assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+            ballast.unlink()
+        assert ends == [1] * (len(ends) - 1) + [0]
+        assert len(ends) > 1
 
     def test_a_disk_that_is_too_small(self, plain, refused, monkeypatch):
         free = shutil.disk_usage(plain)._replace(free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-        assert "needs 0.00 GiB, the disk has 0.00 GiB free" in refused("huggingface", plain)
+        assert "GiB free; make room or name a target on another disk" in refused(
+            "huggingface", plain
+        )
 
     def test_a_target_that_exists(self, plain, convert, tmp_path):
         (tmp_path / "there").mkdir()
