@@ -72,7 +72,7 @@ def judge_folder(
             f"{folder} has no {RESULTS_FILE} with {SAMPLES_FILE}; a judge marks the answers that "
             "stand there, so evaluate with samples first"
         )
-    names = _chosen(results, tasks)
+    names = chosen_tasks(results, tasks)
     places, answers = _answers(folder / SAMPLES_FILE, names)
     budget = budget or Budget()
     done = judge(
@@ -100,8 +100,8 @@ def judge_folder(
     return results
 
 
-def _chosen(results: Results, tasks: Sequence[str]) -> list[str]:
-    """Which tasks are judged."""
+def chosen_tasks(results: Results, tasks: Sequence[str]) -> list[str]:
+    """Which tasks are judged: those named, or all that only a judge can score."""
     known = results["tasks"]
     if absent := [name for name in tasks if name not in known]:
         raise ValueError(

@@ -1,0 +1,56 @@
+"""Answers of an evaluation marked by a judge that the user names, for `tools/evaluate.py`."""
+
+import dataclasses
+import pathlib
+
+from medcare_jax.evaluation.judging.endpoint import Endpoint
+from medcare_jax.evaluation.judging.folder import chosen_tasks, judge_folder
+from medcare_jax.evaluation.judging.judge import Budget
+from medcare_jax.evaluation.report.evaluation_report import write_evaluation_report
+from medcare_jax.evaluation.results import Results, read_results
+from medcare_jax.run.progress import Display
+
+
+@dataclasses.dataclass(frozen=True)
+class Marking:
+    """Who marks, what, and for how much; fields as the flags `--judge_*` of `tools/evaluate.py`.
+
+    Attributes:
+      endpoint: Where the answers go.
+      tasks: Names; none: every task that only a judge can score.
+      budget: Prices and limits.
+      workers: Requests at once.
+    """
+
+    endpoint: Endpoint
+    tasks: tuple[str, ...] = ()
+    budget: Budget = Budget()
+    workers: int = 4
+
+
+def mark_answers(folder: pathlib.Path, asked: Marking, display: Display) -> Results:
+    """Marks the answers of a folder and writes its report anew; raises as `judge_folder`."""
+    known = read_results(folder)
+    total = 0
+    if known is not None:
+        names = chosen_tasks(known, asked.tasks)
+        total = sum(known["tasks"][name]["items"] for name in names)
+    done = 0
+    with display.bar("marks", total) as bar:
+
+        def count(answers: int) -> None:
+            nonlocal done
+            done += answers
+            bar.update(done, {})
+
+        results = judge_folder(
+            folder,
+            asked.endpoint,
+            tasks=asked.tasks,
+            budget=asked.budget,
+            workers=asked.workers,
+            say=display.line,
+            on_done=count,
+        )
+    display.line(f"report: {write_evaluation_report(folder)[1]}")
+    return results
