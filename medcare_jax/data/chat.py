@@ -29,6 +29,7 @@ __all__ = [
     "encode_dialogue",
     "encode_dialogues",
     "encode_prompt",
+    "end_token_ids",
     "to_messages",
 ]
 
@@ -147,6 +148,15 @@ def encode_prompt(
     except TemplateError as error:
         raise ValueError("the chat template refuses these messages; check their roles") from error
     return np.array(_ids([text], tokenizer)[0], np.int32)
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The ids that end an answer: every control token, since an answer is plain text.
+
+    It is the rule by which training targets end, so a model that learnt to stop is seen to.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return tuple(sorted(special | set(tokenizer.all_special_ids)))
 
 
 def to_messages(turns: Sequence[Turn]) -> list[Message]:

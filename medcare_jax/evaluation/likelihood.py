@@ -17,7 +17,6 @@ from medcare_jax.data.packing import Batch
 from medcare_jax.generation.buckets import length_batches, pad_right
 from medcare_jax.generation.placement import even_batch, replicate
 from medcare_jax.generation.prefill import prefill
-from medcare_jax.models.attention import KVCache
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.shapes import Params
 
@@ -260,14 +259,9 @@ def _score(
     Options of a prompt are neighbours.
     """
     repeats = labels.shape[0] // tokens.shape[0]
-    _, cache = prefill(decoder, params, tokens, lengths, num_more=labels.shape[1])
-    cache = KVCache(
-        keys=jnp.repeat(cache.keys, repeats, axis=1),
-        values=jnp.repeat(cache.values, repeats, axis=1),
-        segments=jnp.repeat(cache.segments, repeats, axis=0),
-    )
-    # The state at the prompt's last token predicts the first label, so the pass begins there and
-    # overwrites that token's slot with itself.
+    _, cache = prefill(decoder, params, tokens, lengths)
+    # The state at the prompt's last token predicts the first label, so the pass begins there:
+    # that token is computed again, and its slot not seen.
     last = lengths - 1
     first = jnp.repeat(jnp.take_along_axis(tokens, last[:, None], axis=1), repeats, axis=0)
     inputs = jnp.concatenate([first, labels[:, :-1]], axis=1)

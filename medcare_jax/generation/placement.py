@@ -6,6 +6,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from medcare_jax.models.attention import KVCache
 from medcare_jax.sharding import BATCH_AXES
 
 
@@ -28,3 +29,17 @@ def replicate(x: Array) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P())
+
+
+def shard_cache(cache: KVCache) -> KVCache:
+    """Keeps a cache cut as what it is made of: rows like the batch, heads like the projections."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return cache
+    heads = "tensor" if cache.keys.shape[2] % mesh.shape["tensor"] == 0 else None
+    places = P(None, BATCH_AXES, heads)
+    return KVCache(
+        jax.lax.with_sharding_constraint(cache.keys, places),
+        jax.lax.with_sharding_constraint(cache.values, places),
+        jax.lax.with_sharding_constraint(cache.segments, P(BATCH_AXES)),
+    )

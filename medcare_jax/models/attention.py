@@ -14,31 +14,42 @@ class KVCache(NamedTuple):
     """Keys and values of the tokens seen so far; slot p of a row belongs to its position p.
 
     Attributes:
-      keys: [l, b, s, k, h].
-      values: [l, b, s, k, h].
+      keys: [l, b, k, s, h].
+      values: [l, b, k, s, h].
       segments: [b, s] int32; 0 is an empty slot.
     """
 
-    keys: Float[Array, "l b s k h"]
-    values: Float[Array, "l b s k h"]
+    keys: Float[Array, "l b k s h"]
+    values: Float[Array, "l b k s h"]
     segments: Int[Array, "b s"]
 
 
 def make_cache(settings: DecoderSettings, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
     """An empty cache for `batch` rows of up to `length` tokens."""
-    shape = (settings.num_layers, batch, length, settings.num_kv_heads, settings.head_dim)
+    shape = (settings.num_layers, batch, settings.num_kv_heads, length, settings.head_dim)
     return KVCache(
         jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, length), jnp.int32)
     )
 
 
-def write_slots(slots: Array, positions: Positions, new: Array) -> Array:
-    """Puts [b, t, ...] entries into the slots [b, s, ...] that their positions name.
+def write_slots(cache: KVCache, positions: Positions, new: KVCache) -> KVCache:
+    """The cache with the entries of t new tokens per row in the slots that their positions name.
 
-    Positions of a row must differ: of two entries for one slot, either may stay.
+    Positions of a row must differ: of two entries for one slot, either may stay. A position
+    outside the cache is written nowhere.
     """
     rows = jnp.arange(positions.shape[0])[:, None]
-    return slots.at[rows, positions].set(new.astype(slots.dtype))
+
+    def write(slots: Array, entries: Array) -> Array:
+        # Index arrays that a slice parts put their axes first: [b, t, l, k, h].
+        entries = entries.transpose(1, 3, 0, 2, 4).astype(slots.dtype)
+        return slots.at[:, rows, :, positions].set(entries, mode="drop")
+
+    return KVCache(
+        write(cache.keys, new.keys),
+        write(cache.values, new.values),
+        cache.segments.at[rows, positions].set(new.segments, mode="drop"),
+    )
 
 
 def packed_mask(segments: Segments) -> AttentionMask:
@@ -49,10 +60,22 @@ def packed_mask(segments: Segments) -> AttentionMask:
 
 
 def cached_mask(positions: Positions, segments: Segments, slots: Segments) -> AttentionMask:
-    """Which slots of the cache a query sees: up to its position, and of the same segment."""
+    """What new tokens see, [b, t, s + t]: the slots before the first of them, then each other.
+
+    Args:
+      positions: of the new tokens, growing along a row.
+      segments: of the new tokens.
+      slots: segments of the cache, [c, s]; row i of b reads row i // (b / c).
+    """
+    slots = jnp.repeat(slots, positions.shape[0] // slots.shape[0], axis=0)
     index = jnp.arange(slots.shape[1])
-    causal = positions[:, :, None] >= index[None, None, :]
-    return causal & (segments[:, :, None] == slots[:, None, :])
+    earlier = (index[None, None] < positions[:, :1, None]) & (
+        segments[:, :, None] == slots[:, None, :]
+    )
+    causal = positions[:, :, None] >= positions[:, None, :]
+    return jnp.concatenate(
+        [earlier, causal & (segments[:, :, None] == segments[:, None, :])], axis=-1
+    )
 
 
 def attend(q: Queries, k: Keys, v: Keys, mask: AttentionMask, *, implementation: str) -> Queries:
@@ -61,6 +84,40 @@ def attend(q: Queries, k: Keys, v: Keys, mask: AttentionMask, *, implementation:
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None], implementation=implementation
         )
+
+
+def attend_cached(
+    q: Queries,
+    cached: tuple[Float[Array, "c k s h"], Float[Array, "c k s h"]],
+    new: tuple[Keys, Keys],
+    mask: AttentionMask,
+) -> Queries:
+    """Attention of new tokens to cached ones and to each other; [b, t, n, h] like q.
+
+    The cache is read where it lies: neither joined with the new keys nor repeated for rows that
+    share one of its rows, of which it may have fewer, c instead of b.
+
+    Args:
+      q: queries of the new tokens.
+      cached: keys and values of one layer of a `KVCache`.
+      new: keys and values of the new tokens, [b, t, k, h].
+      mask: as `cached_mask` makes it.
+    """
+    keys, values = (slots.astype(q.dtype) for slots in cached)
+    (b, t, n, h), (c, k, s, _) = q.shape, keys.shape
+    grouped = (q * jnp.asarray(h**-0.5, q.dtype)).reshape(b, t, k, n // k, h)
+    shared = grouped.reshape(c, b // c, t, k, n // k, h)
+    wide = {"preferred_element_type": jnp.float32}
+    old = jnp.einsum("cotkgh,cksh->cotkgs", shared, keys, **wide).reshape(b, t, k, n // k, s)
+    scores = jnp.concatenate(
+        [old, jnp.einsum("btkgh,bukh->btkgu", grouped, new[0], **wide)], axis=-1
+    )
+    scores = jnp.where(mask[:, :, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    old = weights[..., :s].reshape(c, b // c, t, k, n // k, s)
+    out = jnp.einsum("cotkgs,cksh->cotkgh", old, values).reshape(grouped.shape)
+    out = out + jnp.einsum("btkgu,bukh->btkgh", weights[..., s:], new[1])
+    return out.reshape(q.shape)
 
 
 def rope_frequencies(settings: DecoderSettings) -> Float[Array, " h/2"]:

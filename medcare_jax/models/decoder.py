@@ -19,11 +19,11 @@ from medcare_jax.models.aggregators import (
 from medcare_jax.models.attention import (
     KVCache,
     attend,
+    attend_cached,
     cached_mask,
     packed_mask,
     rope_frequencies,
     rotate,
-    write_slots,
 )
 from medcare_jax.models.families import DecoderSettings
 from medcare_jax.settings import DTYPES, AdapterSettings, ComputeSettings
@@ -82,16 +82,17 @@ class Attention(_Part):
     def __call__(
         self, x: Hidden, positions: Positions, mask: AttentionMask, cache: LayerCache
     ) -> tuple[Hidden, LayerCache]:
-        """The attended values, and the layer's cache with the new keys and values."""
+        """The attended values; with a cache also the new tokens' keys and values, [b, t, k, h]."""
         q, k, v = self._heads(x)
         frequencies = rope_frequencies(self.settings)
         q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
-        if cache is not None:
-            cache = (write_slots(cache[0], positions, k), write_slots(cache[1], positions, v))
-            k, v = (slots.astype(x.dtype) for slots in cache)
-        out = attend(q, k, v, mask, implementation=self.compute.attention)
+        if cache is None:
+            out = attend(q, k, v, mask, implementation=self.compute.attention)
+        else:
+            out = attend_cached(q, cache, (k, v), mask)
         out = out.reshape(*x.shape[:-1], -1)
-        return self.project("o_proj", self.settings.hidden_size)(out), cache
+        out = self.project("o_proj", self.settings.hidden_size)(out)
+        return out, None if cache is None else (k, v)
 
     def _heads(self, x: Hidden) -> tuple[Array, Array, Array]:
         """Queries [b, t, n, h], keys and values [b, t, k, h]."""
@@ -127,16 +128,16 @@ class Block(_Part):
     def __call__(
         self, x: Hidden, positions: Positions, mask: AttentionMask, cache: LayerCache
     ) -> tuple[Hidden, LayerCache]:
-        """The residual stream after the layer, and the layer's cache."""
+        """The residual stream after the layer, and what `Attention` returns beside."""
         parts = (self.settings, self.adapters, self.components, self.compute)
         eps = self.settings.rms_norm_eps
         normed = RMSNorm(eps, name="input_layernorm")(x)
-        attended, cache = Attention(*parts, name="self_attn")(normed, positions, mask, cache)
+        attended, new = Attention(*parts, name="self_attn")(normed, positions, mask, cache)
         x = x + attended
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
         x = shard_batch(x + MLP(*parts, name="mlp")(normed))
         self.sow("intermediates", "hidden", x)
-        return x, cache
+        return x, new
 
 
 class Embedding(nn.Module):
@@ -171,7 +172,7 @@ class Trunk(_Part):
     def __call__(
         self, tokens: Tokens, positions: Positions, mask: AttentionMask, cache: LayerCache
     ) -> tuple[Hidden, LayerCache]:
-        """Hidden states after the final norm, and the cache of all layers."""
+        """Hidden states after the final norm, and the new keys and values of all layers."""
         s = self.settings
         x = Embedding(s.vocab_size, s.hidden_size, name="embed_tokens")(tokens)
         x = shard_batch(x.astype(DTYPES[self.compute.dtype]))
@@ -185,8 +186,8 @@ class Trunk(_Part):
             out_axes=0,
         )
         parts = (s, self.adapters, self.components, self.compute)
-        x, cache = layers(*parts, name="layers")(x, positions, mask, cache)
-        return RMSNorm(s.rms_norm_eps, name="norm")(x), cache
+        x, new = layers(*parts, name="layers")(x, positions, mask, cache)
+        return RMSNorm(s.rms_norm_eps, name="norm")(x), new
 
     def _block(self) -> type[Block]:
         """The block, recomputed in the backward pass as the remat policy says."""
@@ -228,23 +229,27 @@ class Decoder(nn.Module):
         segments: Segments,
         cache: KVCache | None = None,
     ) -> Hidden | tuple[Hidden, KVCache]:
-        """Hidden states after the final norm, and the new cache if one was given.
+        """Hidden states after the final norm; with a cache also the new tokens' entries for it.
+
+        The cache itself is only read, so no layer copies it: `write_slots` puts the entries
+        in, once for all layers.
 
         Args:
           tokens: Token ids, int32 [b, t].
           positions: Position of each token in its own sequence, int32 [b, t]. With a cache
-            also the slot that it is written to.
+            growing along a row; slots from a row's first position on are not seen.
           segments: Which packed sequence each token is of, from 1; 0 is padding. int32 [b, t].
-          cache: Keys and values of earlier tokens, or None.
+          cache: Keys and values of earlier tokens, or None. It may have fewer rows, c: each then
+            serves b / c neighbouring rows of tokens.
         """
         if self.is_initializing() and not self.settings.tie_word_embeddings:
             self.lm_head(jnp.zeros((1, 1, self.settings.hidden_size)))
         if cache is None:
             return self.model(tokens, positions, packed_mask(segments), None)[0]
-        slots = write_slots(cache.segments, positions, segments)
-        mask = cached_mask(positions, segments, slots)
-        hidden, (keys, values) = self.model(tokens, positions, mask, (cache.keys, cache.values))
-        return hidden, KVCache(keys, values, slots)
+        mask = cached_mask(positions, segments, cache.segments)
+        hidden, new = self.model(tokens, positions, mask, (cache.keys, cache.values))
+        keys, values = (entries.swapaxes(2, 3) for entries in new)
+        return hidden, KVCache(keys, values, segments)
 
     def unembed(self, hidden: Hidden) -> Logits:
         """Float32 logits of hidden states."""

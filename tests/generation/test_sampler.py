@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from medcare_jax.generation import sampler as sampler_module
-from medcare_jax.generation.sampler import Sampler, keep_nucleus
+from medcare_jax.generation import slots as slots_module
+from medcare_jax.generation.sampler import Sampler
 from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.models.families import huggingface_config
 from medcare_jax.settings import MeshSettings
@@ -130,30 +131,90 @@ def test_the_loop_ends_with_its_last_row(decoder, params, expected, monkeypatch)
     row, end = next((row, i) for row in expected for i in range(1, 9) if row[i] not in row[:i])
     prompt = PROMPTS[expected.index(row)]
     steps = []
-    original = sampler_module._decode
+    original = slots_module._step
 
     def counted(*args):
         jax.debug.callback(lambda: steps.append(1))
         return original(*args)
 
-    fresh = jax.jit(sampler_module._continue.__wrapped__, static_argnums=(0, 1))
-    monkeypatch.setattr(sampler_module, "_decode", counted)
-    monkeypatch.setattr(sampler_module, "_continue", fresh)
+    fresh = jax.jit(slots_module.advance.__wrapped__, static_argnums=0)
+    monkeypatch.setattr(slots_module, "_step", counted)
+    monkeypatch.setattr(sampler_module, "advance", fresh)
     sampler = Sampler(decoder, params, end_ids=[row[end]], pad_id=0)
     assert sampler.generate([prompt], max_new_tokens=10, batch=1) == [row[:end]]
     jax.effects_barrier()
     assert len(steps) == end
 
 
+COMPILED = (
+    slots_module.empty_slots,
+    slots_module.read_prompts,
+    slots_module.admit,
+    slots_module.advance,
+    slots_module.resize,
+)
+
+
 def test_nothing_compiles_twice_within_a_bucket(decoder, params):
+    def sizes():
+        return [function._cache_size() for function in COMPILED]
+
     Sampler(decoder, params, end_ids=[NEVER], pad_id=0).generate([[3, 4, 5]], **SHARED)
-    compiled = sampler_module._continue._cache_size()
+    compiled = sizes()
     sampler = Sampler(decoder, jax.tree.map(lambda x: x * 0.5, params), end_ids=[NEVER], pad_id=1)
-    for options in ({}, {"temperature": 0.7, "top_p": 0.5}, {"temperature": 0.2, "seed": 5}):
-        sampler.generate([[6], [7, 8], [9] * 13], **SHARED, **options)
-    assert sampler_module._continue._cache_size() == compiled
+    for options in ({}, {"temperature": 0.7, "top_p": 0.5}, {"max_new_tokens": 9, "seed": 5}):
+        sampler.generate([[6], [7, 8], [9] * 13, *([i] for i in range(9))], **(SHARED | options))
+    assert sizes() == compiled
     sampler.generate([[3] * 17], **SHARED)
-    assert sampler_module._continue._cache_size() == compiled + 1
+    more = [now - before for now, before in zip(sizes(), compiled, strict=True)]
+    assert more == [0, 1, 1, 0, 0], "a wider bucket of prompts, in the same cache"
+
+
+def test_rows_come_when_they_are_done_and_slots_are_filled_again(decoder, params, expected):
+    """Thirteen prompts through four slots, of which rows of one prompt end early."""
+    end = expected[0][4]
+    stopped = [row[: row.index(end)] if end in row else row for row in expected]
+    order = [0, 1, 2, 3, 4, 5, 0, 2, 0, 5, 1, 0, 3]
+    sampler = Sampler(decoder, params, end_ids=[end], pad_id=0)
+    rows = list(sampler.finished([PROMPTS[i] for i in order], **SHARED))
+    assert sorted(index for index, _ in rows) == list(range(13))
+    for index, tokens in rows:
+        assert tokens == stopped[order[index]]
+
+
+def test_the_cache_is_as_long_as_its_rows_need(decoder, params, monkeypatch):
+    """Neither the number of prompts nor a long one that has gone makes it longer."""
+    seen = []
+    original = sampler_module.advance
+
+    def watched(*args):
+        seen.append(args[2].cache.keys.shape)
+        return original(*args)
+
+    monkeypatch.setattr(sampler_module, "advance", watched)
+    monkeypatch.setattr(sampler_module, "_SHORTEST_CACHE", 16)
+    monkeypatch.setattr(sampler_module, "_STEPS", 4)
+    sampler = Sampler(decoder, params, end_ids=[NEVER], pad_id=0)
+    prompts = [[3] * 30, *([i] for i in range(1, 9))]
+    sampler.generate(prompts, max_new_tokens=5, batch=2)
+    lengths = [shape[3] for shape in seen]
+    assert (lengths[0], lengths[-1]) == (48, 16)
+    assert {shape[1] for shape in seen} == {2}
+
+
+def test_a_stream_is_the_same_continuation_token_by_token(decoder, params, expected):
+    sampler = Sampler(decoder, params, end_ids=[NEVER], pad_id=0)
+    stream = sampler.stream(PROMPTS[2], max_new_tokens=10)
+    assert [next(stream), next(stream)] == expected[2][:2]
+    assert list(stream) == expected[2][2:]
+
+
+def test_left_over_prompts_are_drawn_as_they_would_have_been(decoder, params):
+    sampler = Sampler(decoder, params, end_ids=[NEVER], pad_id=0)
+    options = {**SHARED, "temperature": 1.0, "seed": 3}
+    whole = sampler.generate(PROMPTS, **options)
+    left = dict(sampler.finished([PROMPTS[4], PROMPTS[1]], numbers=[4, 1], **options))
+    assert left == {0: whole[4], 1: whole[1]}
 
 
 def test_parameters_are_arguments(decoder, params):
@@ -162,19 +223,6 @@ def test_parameters_are_arguments(decoder, params):
     before = sampler.generate(PROMPTS[:1], **SHARED)
     sampler.params = jax.tree.map(lambda x: x[..., ::-1], params)
     assert sampler.generate(PROMPTS[:1], **SHARED) != before
-
-
-def test_draws_follow_the_softmax_at_its_temperature():
-    draws, temperature = 4_000, 1.7
-    logits = jnp.asarray(np.random.default_rng(4).normal(size=23), jnp.float32)
-    keys = jax.random.split(jax.random.key(3), draws)
-    rows = jnp.broadcast_to(logits, (draws, 23))
-    drawn = sampler_module._choose(rows, keys, jnp.float32(temperature), jnp.float32(1.0))
-    shares = np.bincount(np.asarray(drawn), minlength=23) / draws
-    expected = np.asarray(jax.nn.softmax(logits / temperature))
-    assert np.abs(shares - expected).max() < 4 * np.sqrt(0.25 / draws)
-    wrong = np.asarray(jax.nn.softmax(logits))
-    assert np.abs(shares - wrong).max() > 4 * np.sqrt(0.25 / draws), "the bound can tell"
 
 
 def test_samples_depend_on_seed_and_not_on_batch(decoder, params):
@@ -194,17 +242,11 @@ def test_a_tiny_nucleus_is_greedy(decoder, params, expected):
     assert rows == expected
 
 
-def test_the_nucleus_holds_just_enough():
-    probabilities = jnp.array([[0.05, 0.4, 0.25, 0.3], [0.97, 0.01, 0.01, 0.01]])
-    kept = jnp.isfinite(keep_nucleus(jnp.log(probabilities), jnp.float32(0.6)))
-    assert kept.tolist() == [[False, True, False, True], [True, False, False, False]]
-
-
 def test_finished_rows_are_told(decoder, params):
     done: list[int] = []
     sampler = Sampler(decoder, params, end_ids=[NEVER], pad_id=0)
     sampler.generate(PROMPTS, **SHARED, on_done=done.append)
-    assert done == [4, 2]
+    assert sum(done) == len(PROMPTS)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from medcare_jax.models.aggregators import (
     NO_ADAPTERS,
     Components,
 )
-from medcare_jax.models.attention import make_cache
+from medcare_jax.models.attention import make_cache, write_slots
 from medcare_jax.models.decoder import output_matrix
 from medcare_jax.models.families import huggingface_config
 from medcare_jax.params import KNOWLEDGE
@@ -135,7 +135,8 @@ def test_a_token_sees_nothing_after_it(adapted, whole):
 @functools.partial(jax.jit, static_argnums=0)
 def extend(decoder, params, inputs, cache):
     """Hidden states of new tokens, and the cache with them in it."""
-    return decoder.apply({"params": params}, *inputs, cache)
+    hidden, new = decoder.apply({"params": params}, *inputs, cache)
+    return hidden, write_slots(cache, inputs.positions, new)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
