@@ -180,7 +180,8 @@ class Sampler:
                 lengths |= {slot: len(prompts[held[slot]]) + 1 for slot in free}
             assert slots is not None
             slots = self._fit(slots, batch, list(lengths.values()), steps, rules)
-            enough = min(batch - len(held) + group, batch) if waiting else batch
+            # Slots that are free already count as done.
+            enough = min(group, len(waiting)) if waiting else batch
             slots = advance(
                 self.decoder, self.params, slots, rules, np.int32(steps), np.int32(enough)
             )
