@@ -1,0 +1,67 @@
+"""The arithmetic that a LoRA step cannot do without, and how fast a device could do it."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medcare_jax.models.decoder import Decoder
+from medcare_jax.params import BASE, count, flatten, split
+
+# Dense bfloat16 FLOP/s that the makers state, by a part of the device's kind.
+STATED_PEAKS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+_PROBE_WIDTH = 2048
+
+
+def useful_flops_per_token(decoder: Decoder, length: int) -> float:
+    """4 N + 3 (causal attention) + 3 (adapters), forward FLOPs of each in the brackets.
+
+    N counts the base's matrices, output matrix included and embedding not. A frozen base needs no
+    weight gradients, so 4 N is its floor and not 6 N; recomputed activations do not count.
+
+    Args:
+      decoder: With the adapters that learn.
+      length: Tokens of a sequence.
+    """
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0), tokens, tokens, tokens)["params"]
+    trees = split(shapes)
+    kernels = [leaf for path, leaf in flatten(trees.pop(BASE)).items() if path.endswith("kernel")]
+    matrices = count(kernels)
+    s = decoder.settings
+    if s.tie_word_embeddings:
+        matrices += s.vocab_size * s.hidden_size
+    attention = 2 * length * s.num_heads * s.head_dim * s.num_layers
+    return float(4 * matrices + 3 * attention + 3 * 2 * count(trees))
+
+
+def stated_peak(device_kind: str) -> float | None:
+    """A device's FLOP/s as its maker states it; None if it is not in the table.
+
+    >>> stated_peak("NVIDIA H100 80GB HBM3")
+    989000000000000.0
+    """
+    return next((peak for part, peak in STATED_PEAKS.items() if part in device_kind), None)
+
+
+def measured_cpu_peak(repeats: int = 5) -> float:
+    """FLOP per CPU-second of a large float32 matmul here: what a step could reach at most."""
+    square = np.random.default_rng(0).standard_normal((_PROBE_WIDTH, _PROBE_WIDTH), np.float32)
+    x = jax.device_put(square, jax.devices("cpu")[0])
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        product(x, x).block_until_ready()
+        seconds.append(time.process_time() - start)
+    return 2 * _PROBE_WIDTH**3 / min(seconds)

@@ -1,0 +1,87 @@
+"""This project's contender: the step that a run compiles, on all devices there are."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from medcare_jax.benchmarks.job import Contender, Job
+from medcare_jax.benchmarks.weights import draw, draw_tokens
+from medcare_jax.data.packing import Batch
+from medcare_jax.models.decoder import Decoder
+from medcare_jax.models.families import decoder_settings
+from medcare_jax.params import BASE, Tree, count, flatten, split, unflatten
+from medcare_jax.settings import DTYPES, Settings, make_settings
+from medcare_jax.sharding import batch_sharding, make_mesh, sharding_for, tree_shardings
+from medcare_jax.training.loop import jit_step
+from medcare_jax.training.optimizer import make_optimizer
+from medcare_jax.training.stages import MKA
+from medcare_jax.training.step import make_state, make_train_step
+
+
+def build(job: Job) -> Contender:
+    """The MKA step of this project."""
+    settings = make_settings(job.config)
+    decoder = Decoder(
+        decoder_settings(settings.base.random), settings.adapters, MKA.components, settings.compute
+    )
+    mesh = make_mesh(settings.mesh)
+    jax.set_mesh(mesh)
+    trees = split(make_params(decoder, settings, mesh))
+    frozen = {BASE: trees.pop(BASE)}
+    optimizer = make_optimizer(settings.mka, len(job.rates), use_projection=False)
+    state = make_state(trees, optimizer, jax.random.key(settings.seed), {})
+    shardings = tree_shardings(mesh, state)
+    state = jax.device_put(state, shardings)
+    step = make_train_step(
+        decoder,
+        optimizer,
+        None,
+        accumulation=settings.data.accumulation,
+        loss_chunk=settings.compute.loss_chunk,
+    )
+    compiled = jit_step(step, shardings, tree_shardings(mesh, frozen), mesh)
+    batch = jax.device_put(make_batch(job, decoder), batch_sharding(mesh))
+
+    def advance() -> float:
+        nonlocal state
+        state, metrics = jax.block_until_ready(compiled(state, frozen, batch))
+        return float(metrics.loss)
+
+    return Contender(
+        advance, jax.devices()[0].device_kind, _peak_device_bytes, count(state.learning)
+    )
+
+
+def make_params(decoder: Decoder, settings: Settings, mesh: jax.sharding.Mesh) -> Tree:
+    """All parameters on the mesh, the base in its own dtype, one leaf on the host at a time."""
+    ones = jnp.ones((1, 1), jnp.int32)
+    abstract = jax.eval_shape(decoder.init, jax.random.key(0), ones, ones, ones)["params"]
+    base_paths = flatten(split(abstract)[BASE])
+    dtypes = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+    assert set(dtypes) == set(DTYPES)
+
+    def make(path: str, shape: tuple[int, ...]) -> jax.Array:
+        leaf = np.empty(shape, dtypes[settings.base.dtype] if path in base_paths else np.float32)
+        if path.startswith("model/layers/"):
+            for layer, part in enumerate(leaf):
+                part[...] = draw(settings.seed, path, layer, part.shape)
+        else:
+            leaf[...] = draw(settings.seed, path, 0, shape)
+        return jax.device_put(leaf, sharding_for(mesh, path, shape))
+
+    return unflatten({path: make(path, leaf.shape) for path, leaf in flatten(abstract).items()})
+
+
+def make_batch(job: Job, decoder: Decoder) -> Batch:
+    """Rows of one dialogue each, every token but the first a target."""
+    seed = job.config["seed"]
+    tokens = draw_tokens(seed, job.batch_shape, decoder.settings.vocab_size)
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return Batch(tokens, positions, np.ones_like(tokens), positions > 0)
+
+
+def _peak_device_bytes() -> int | None:
+    """The most that any device held; a CPU keeps no count."""
+    counts = [device.memory_stats() for device in jax.local_devices()]
+    return max((int(each["peak_bytes_in_use"]) for each in counts if each), default=None)
