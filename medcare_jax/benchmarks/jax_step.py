@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from medcare_jax.benchmarks.job import Contender, Job
@@ -10,29 +9,28 @@ from medcare_jax.benchmarks.weights import draw, draw_tokens
 from medcare_jax.data.packing import Batch
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.families import decoder_settings
-from medcare_jax.params import BASE, Tree, count, flatten, split, unflatten
+from medcare_jax.params import BASE, Tree, count, flatten, merge, split, unflatten
 from medcare_jax.settings import DTYPES, Settings, make_settings
 from medcare_jax.sharding import batch_sharding, make_mesh, sharding_for, tree_shardings
 from medcare_jax.training.loop import jit_step
 from medcare_jax.training.optimizer import make_optimizer
 from medcare_jax.training.stages import MKA
-from medcare_jax.training.step import make_state, make_train_step
+from medcare_jax.training.step import TrainState, make_state, make_train_step
 
 
 def build(job: Job) -> Contender:
-    """The MKA step of this project."""
+    """The MKA step of this project, compiled before its weights are made.
+
+    The compiler needs most of a gigabyte for a while; weights that lie beside it then would count
+    that as the step's.
+    """
     settings = make_settings(job.config)
     decoder = Decoder(
         decoder_settings(settings.base.random), settings.adapters, MKA.components, settings.compute
     )
     mesh = make_mesh(settings.mesh)
     jax.set_mesh(mesh)
-    trees = split(make_params(decoder, settings, mesh))
-    frozen = {BASE: trees.pop(BASE)}
-    optimizer = make_optimizer(settings.mka, len(job.rates), use_projection=False)
-    state = make_state(trees, optimizer, jax.random.key(settings.seed), {})
-    shardings = tree_shardings(mesh, state)
-    state = jax.device_put(state, shardings)
+    optimizer = make_optimizer(settings.mka, len(job.rates), constraint=None)
     step = make_train_step(
         decoder,
         optimizer,
@@ -40,8 +38,21 @@ def build(job: Job) -> Contender:
         accumulation=settings.data.accumulation,
         loss_chunk=settings.compute.loss_chunk,
     )
-    compiled = jit_step(step, shardings, tree_shardings(mesh, frozen), mesh)
-    batch = jax.device_put(make_batch(job, decoder), batch_sharding(mesh))
+
+    def begin(trees: dict[str, Tree]) -> TrainState:
+        return make_state(trees, optimizer, jax.random.key(settings.seed), {})
+
+    learning = split(abstract_params(decoder, settings))
+    frozen = {BASE: learning.pop(BASE)}
+    places = tree_shardings(mesh, abstract := jax.eval_shape(begin, learning))
+    frozen_places = tree_shardings(mesh, frozen)
+    batch = make_batch(job, decoder)
+    compiled = jit_step(step, places, frozen_places, mesh).lower(abstract, frozen, batch).compile()
+
+    trees = split(make_params(decoder, settings, mesh))
+    frozen = {BASE: trees.pop(BASE)}
+    state = jax.device_put(begin(trees), places)
+    batch = jax.device_put(batch, batch_sharding(mesh))
 
     def advance() -> float:
         nonlocal state
@@ -53,24 +64,31 @@ def build(job: Job) -> Contender:
     )
 
 
-def make_params(decoder: Decoder, settings: Settings, mesh: jax.sharding.Mesh) -> Tree:
-    """All parameters on the mesh, the base in its own dtype, one leaf on the host at a time."""
+def abstract_params(decoder: Decoder, settings: Settings) -> Tree:
+    """Shapes of all parameters, the base in its own dtype."""
     ones = jnp.ones((1, 1), jnp.int32)
-    abstract = jax.eval_shape(decoder.init, jax.random.key(0), ones, ones, ones)["params"]
-    base_paths = flatten(split(abstract)[BASE])
-    dtypes = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-    assert set(dtypes) == set(DTYPES)
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0), ones, ones, ones)["params"]
+    trees = split(shapes)
+    trees[BASE] = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, DTYPES[settings.base.dtype]), trees[BASE]
+    )
+    return merge(trees)
 
-    def make(path: str, shape: tuple[int, ...]) -> jax.Array:
-        leaf = np.empty(shape, dtypes[settings.base.dtype] if path in base_paths else np.float32)
+
+def make_params(decoder: Decoder, settings: Settings, mesh: jax.sharding.Mesh) -> Tree:
+    """All parameters on the mesh, one leaf on the host at a time."""
+
+    def make(path: str, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+        leaf = np.empty(abstract.shape, abstract.dtype)
         if path.startswith("model/layers/"):
             for layer, part in enumerate(leaf):
                 part[...] = draw(settings.seed, path, layer, part.shape)
         else:
-            leaf[...] = draw(settings.seed, path, 0, shape)
-        return jax.device_put(leaf, sharding_for(mesh, path, shape))
+            leaf[...] = draw(settings.seed, path, 0, leaf.shape)
+        return jax.device_put(leaf, sharding_for(mesh, path, leaf.shape))
 
-    return unflatten({path: make(path, leaf.shape) for path, leaf in flatten(abstract).items()})
+    shapes = flatten(abstract_params(decoder, settings))
+    return unflatten({path: make(path, leaf) for path, leaf in shapes.items()})
 
 
 def make_batch(job: Job, decoder: Decoder) -> Batch:
