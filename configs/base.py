@@ -107,6 +107,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluation.limit = 0  # items per task; 0: all
     config.evaluation.batch = 16  # prompts at once
     config.evaluation.max_new_tokens = 128
+    # generate, likelihood or both; a task that knows only the other is asked that way.
+    config.evaluation.protocols = ("likelihood",)
+    config.evaluation.rules = "reference"  # reference | strict, see docs/evaluation.md
     config.evaluation.write_samples = False  # prompts and outputs; medical text
 
     config.export = ml_collections.ConfigDict()

@@ -280,12 +280,17 @@ class EvaluationSettings:
     limit: int = 0
     batch: int = 16
     max_new_tokens: int = 128
+    protocols: tuple[str, ...] = ("likelihood",)
+    rules: str = "reference"
     write_samples: bool = False
 
     def __post_init__(self) -> None:
         _at_least("limit", self.limit, 0)
         _at_least("batch", self.batch, 1)
         _at_least("max_new_tokens", self.max_new_tokens, 1)
+        for protocol in self.protocols:
+            _choose("protocols", protocol, ("generate", "likelihood"))
+        _choose("rules", self.rules, ("reference", "strict"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from medcare_jax.evaluation.results import read_results
 from medcare_jax.training.history import read_history
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -58,8 +59,9 @@ def test_every_part_leaves_its_result(finished):
     for name in ("config.json", "data_report.json", "report.md", "report.html", "export.json"):
         assert (finished / name).stat().st_size > 0
     for name in ("base", "mka", "da"):
-        scores = json.loads((finished / "evaluation" / f"{name}.json").read_text())["scores"]
-        assert set(scores) == {"icd10_unseen", "icd10_retained", "icd10_coding"}
+        results = read_results(finished / "evaluation" / name)
+        assert results["status"] == "complete"
+        assert set(results["tasks"]) == {"icd10_unseen", "icd10_retained", "icd10_coding"}
     for stage in STAGES:
         steps = [line["step"] for line in read_history(finished / stage / "metrics.jsonl")]
         assert steps == list(range(1, len(steps) + 1))

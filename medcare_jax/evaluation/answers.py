@@ -1,7 +1,8 @@
-"""Text to structure: option lines of a question, diagnoses that a model wrote. Pure functions."""
+"""Text to structure: options of a question; diagnoses, entities, sections that a model wrote."""
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Format = Literal["code_title", "json"]
@@ -10,6 +11,10 @@ FORMATS: tuple[Format, ...] = ("code_title", "json")
 # Latin and Chinese punctuation behind the letter, as exams print it.
 _OPTION_LINE = re.compile(r"^([A-Z])\s*[.．、:：)）]\s*(\S.*?)\s*$", re.MULTILINE)
 _CODE = r"[A-Z][0-9][0-9A-Z](?:\.[0-9A-Z]{1,4})?"
+_SECTION = re.compile(
+    r"^Section header:(?P<section_header>[^\n]*)\nSection text:(?P<section_text>.*)",
+    re.MULTILINE | re.DOTALL,
+)
 _CODE_TITLE = re.compile(rf"({_CODE}) \| (\S[^\n|]*)")
 
 
@@ -80,3 +85,37 @@ def _is_diagnosis(entry: object) -> bool:
         and all(isinstance(value, str) and value.strip() for value in entry.values())
         and re.fullmatch(_CODE, entry["code"]) is not None
     )
+
+
+def parse_entities(text: str, types: Sequence[str], language: str) -> list[dict[str, str]] | None:
+    r"""Entities from lines `Disease entity: a; b` or `疾病实体：甲，乙`; None without such a line.
+
+    Examples:
+      >>> parse_entities("They are:\nDisease entity: flu; cold", ["Disease"], "en")
+      [{'entity': 'flu', 'type': 'Disease'}, {'entity': 'cold', 'type': 'Disease'}]
+      >>> parse_entities("疾病实体：", ["疾病"], "zh")
+      []
+      >>> parse_entities("None.", ["Disease"], "en") is None
+      True
+    """
+    word, colon, comma = (" entity", ":", ";") if language == "en" else ("实体", "：", "，")
+    found: list[dict[str, str]] = []
+    is_said = False
+    for kind in types:
+        for line in text.split("\n"):
+            if line.startswith(f"{kind}{word}{colon}"):
+                is_said = True
+                mentions = line.removeprefix(f"{kind}{word}{colon}").split(comma)
+                found += [{"entity": m.strip(), "type": kind} for m in mentions if m.strip()]
+    return found if is_said else None
+
+
+def parse_section(text: str) -> dict[str, str] | None:
+    r"""Header and text of a note's section, or None if one of them is not announced.
+
+    Examples:
+      >>> parse_section("Section header: CC\nSection text: Cough.\nFever.")
+      {'section_header': 'CC', 'section_text': 'Cough.\nFever.'}
+    """
+    match = _SECTION.search(text)
+    return {name: value.strip() for name, value in match.groupdict().items()} if match else None

@@ -1,219 +1,315 @@
-"""Scores of a model on tasks: options by likelihood, formats by greedy generation."""
+"""Tasks to results: every item of every task, asked in every way, chunk by chunk.
+
+A chunk is a fixed set of items that are computed together, and is done or not: whoever goes on
+where another stopped meets the same chunks, so the same batches, so the same bits.
+"""
 
 import functools
+import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerFast
+from absl import logging
 
-from medcare_jax.data.chat import encode_prompt, to_messages
-from medcare_jax.evaluation.answers import parse_diagnoses
-from medcare_jax.evaluation.likelihood import option_scores
-from medcare_jax.evaluation.metrics import estimate
-from medcare_jax.evaluation.tasks import ChoiceItem, Task, WritingItem
-from medcare_jax.generation.sampler import Sampler
-from medcare_jax.models.decoder import Decoder
-from medcare_jax.shapes import Params
+from medcare_jax.evaluation.asking import Question, Subject, ask, messages_of, question, room
+from medcare_jax.evaluation.journal import Journal
+from medcare_jax.evaluation.journal import write_samples as write_samples_file
+from medcare_jax.evaluation.results import (
+    FORMAT,
+    SAMPLES_FILE,
+    Model,
+    ProtocolResult,
+    Results,
+    Sample,
+    TaskResult,
+    read_results,
+    write_results,
+)
+from medcare_jax.evaluation.scoring import Rules
+from medcare_jax.evaluation.summaries import Graded, summarise
+from medcare_jax.evaluation.tasks import Protocol, Task
+
+_BATCHES_PER_CHUNK = 4
+TOO_LONG = "longer than the context"
 
 
-class _Model(NamedTuple):
-    """What is scored."""
+class Options(NamedTuple):
+    """Everything that scores depend on beside the model and the items.
 
-    decoder: Decoder
-    params: Params
-    tokenizer: PreTrainedTokenizerFast
+    Attributes:
+      protocols: how to ask; a task that knows none of them is asked in its first way.
+      rules: see the package `scoring`.
+      batch: prompts at once.
+      max_new_tokens: longest written answer; 0: each task's own.
+      limit: items per task that were loaded; 0: all. Only written down.
+      seed: of the bootstrap.
+      dtype: that the model computes in. Only written down.
+    """
 
-
-class _Scored(NamedTuple):
-    """What came of one item: outcomes 0 or 1 by metric, and what the model did, for samples."""
-
-    item: ChoiceItem | WritingItem
-    outcomes: dict[str, int]
-    details: dict[str, Any]
+    protocols: tuple[Protocol, ...] = ("generate",)
+    rules: Rules = "reference"
+    batch: int = 16
+    max_new_tokens: int = 0
+    limit: int = 0
+    seed: int = 0
+    dtype: str = "float32"
 
 
 def evaluate(
-    decoder: Decoder,
-    params: Params,
-    tokenizer: PreTrainedTokenizerFast,
-    tasks: Iterable[Task],
+    subject: Subject,
+    model: Model,
+    tasks: Sequence[Task],
+    options: Options,
+    folder: Path,
     *,
-    batch: int,
-    max_new_tokens: int,
-    seed: int = 0,
-    samples_path: str | Path | None = None,
-    on_done: Callable[[str, int], None] = lambda task, items: None,
-) -> dict[str, Any]:
-    """The scores of one model on every task, as plain values that JSON can hold.
+    versions: dict[str, str],
+    write_samples: bool,
+    is_writer: bool = True,
+    on_done: Callable[[str, int], None] = lambda what, items: None,
+) -> Results:
+    """Scores a model on tasks and writes `results.json`, and `samples.jsonl` if asked for.
 
-    A question is answered by the option whose text has the largest log-probability after the
-    prompt; a request by greedy generation up to the first control token.
+    `results.json` is there from the start, marked partial, and grows with every task and protocol.
+    With samples, an evaluation that was killed goes on where it stopped; without, no text is
+    written anywhere, and it goes on with the first unfinished task and protocol.
 
     Args:
-      decoder: the model.
-      params: its parameters.
-      tokenizer: its fast tokenizer, with the chat template that it was trained on.
-      tasks: what `load_tasks` returns.
-      batch: prompts at once.
-      max_new_tokens: longest answer to a request.
-      seed: seed of the bootstrap.
-      samples_path: a JSON Lines file to write prompts, answers and gold to; None, the default,
-        writes no text anywhere.
-      on_done: called with a task's name and the number of its items just finished.
-
-    Returns:
-      By task name: `kind`, `metric` (the headline), `items` scored, `left_out` (counts by
-      reason), `seconds`, and `scores`: per metric `score` with its 95 % interval `low`, `high`,
-      `types` (per type of item, score and count) and `outcomes`, 0 or 1 per item in order.
-
-    Raises:
-      ValueError: if every item of a task is longer than the model's context.
+      subject: what is asked.
+      model: what results call it.
+      tasks: from `load_tasks`.
+      options: how.
+      folder: where the files go; what is there of another model, other items or settings is
+        replaced.
+      versions: of the packages that decide the numbers.
+      write_samples: whether to write prompts and answers, which may be about patients.
+      is_writer: whether this process writes; of several that compute together one does, and all
+        read what it left before.
+      on_done: called with `TASK, PROTOCOL` and the number of items just done, also those that an
+        earlier run had done.
     """
-    model = _Model(decoder, params, tokenizer)
-    results: dict[str, Any] = {}
-    samples: list[str] = []
-    for task in tasks:
-        start = time.perf_counter()
-        choices = [item for item in task.items if isinstance(item, ChoiceItem)]
-        writings = [item for item in task.items if isinstance(item, WritingItem)]
-        done = functools.partial(on_done, task.name)
-        scored = _score_choices(model, choices, batch, done) + _score_writings(
-            model, writings, batch, max_new_tokens, done
-        )
-        results[task.name] = _summary(task, scored, time.perf_counter() - start, seed)
-        samples += (_sample(task.name, entry) for entry in scored)
-    if samples_path is not None:
-        Path(samples_path).write_text("".join(samples), encoding="utf-8")
+    results: Results = {
+        "format": FORMAT,
+        "status": "partial",
+        "model": model,
+        "settings": {**options._asdict(), "protocols": list(options.protocols)},
+        "versions": versions,
+        "data": {task.name: task.data_files() for task in tasks},
+        "tasks": {},
+    }
+    known = read_results(folder)
+    if known is not None and _key(known) == _key(results):
+        if _is_whole(known, tasks, options) and (
+            not write_samples or (folder / SAMPLES_FILE).is_file()
+        ):
+            return known
+        results["tasks"] = {} if write_samples else known["tasks"]
+    write = functools.partial(write_results, folder, results) if is_writer else lambda: None
+    write()
+    journal = Journal(folder, _key(results), is_writer=is_writer) if write_samples else None
+    work = [_Work(subject, task, options) for task in tasks]
+    try:
+        for each in work:
+            _answer(each, results, journal, write, on_done)
+        results["status"] = "complete"
+        if journal is not None and is_writer:
+            write_samples_file(folder, _in_order(work, journal))
+        write()
+        if journal is not None:
+            journal.discard()
+    finally:
+        if journal is not None:
+            journal.close()
     return results
 
 
-def end_token_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """The ids that end an answer: every control token, since an answer is plain text.
+def _answer(
+    work: "_Work",
+    results: Results,
+    journal: Journal | None,
+    write: Callable[[], object],
+    on_done: Callable[[str, int], None],
+) -> None:
+    """Asks a task in every way that is not there yet, and adds it to the results."""
+    entry = results["tasks"].setdefault(work.task.name, work.entry())
+    for protocol in work.protocols if work.chunks else ():
+        said = f"{work.task.name}, {protocol}"
+        if protocol in entry["protocols"]:
+            on_done(said, len(work.kept))
+            continue
+        graded = work.graded(protocol, journal, functools.partial(on_done, said))
+        entry["protocols"][protocol] = work.summary(graded)
+        write()
 
-    It is the rule by which training targets end, so a model that learnt to stop is seen to.
-    """
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return tuple(sorted(special | set(tokenizer.all_special_ids)))
+
+def num_answers(tasks: Sequence[Task], protocols: Sequence[Protocol]) -> int:
+    """How many answers `evaluate` will report, if all items fit the context."""
+    return sum(len(task.items) * len(_protocols(task, protocols)) for task in tasks)
 
 
-def _score_choices(
-    model: _Model, items: list[ChoiceItem], batch: int, on_done: Callable[[int], None]
-) -> list[_Scored]:
-    """Whether the likeliest option of each question is the right one."""
-    texts = [option for item in items for option in item.options]
-    ids = iter(_option_ids(model.tokenizer, texts))
-    options = [[next(ids) for _ in item.options] for item in items]
-    prompts, kept = _prompts(model, items, [max(map(len, choices)) for choices in options])
-    scores = option_scores(
-        model.decoder,
-        model.params,
-        prompts,
-        [options[i] for i in kept],
-        batch=batch,
-        on_done=on_done,
+def _protocols(task: Task, asked: Sequence[Protocol]) -> tuple[Protocol, ...]:
+    """The ways in which a task is asked."""
+    known = task.spec.protocols
+    return tuple(protocol for protocol in asked if protocol in known) or known[:1]
+
+
+def _is_whole(results: Results, tasks: Sequence[Task], options: Options) -> bool:
+    """Whether every task was asked in every way; a judge's marks may be missing."""
+    entries = [(task, results["tasks"].get(task.name)) for task in tasks]
+    return all(
+        entry is not None
+        and (not entry["items"] or {*_protocols(task, options.protocols)} <= {*entry["protocols"]})
+        for task, entry in entries
     )
-    scored = []
-    for i, row in zip(kept, scores, strict=True):
-        log_probs = [score.log_prob for score in row]
-        chosen = log_probs.index(max(log_probs))
-        details = {
-            "options": list(items[i].options),
-            "log_probs": log_probs,
-            "num_tokens": [score.num_tokens for score in row],
-            "chosen": chosen,
-        }
-        scored.append(_Scored(items[i], {"accuracy": int(chosen == items[i].gold)}, details))
-    return scored
 
 
-def _score_writings(
-    model: _Model,
-    items: list[WritingItem],
-    batch: int,
-    max_new_tokens: int,
-    on_done: Callable[[int], None],
-) -> list[_Scored]:
-    """Whether what the model writes has the format asked for, and says exactly the gold."""
-    if not items:
-        return []
-    prompts, kept = _prompts(model, items, [max_new_tokens] * len(items))
-    ends = end_token_ids(model.tokenizer)
-    sampler = Sampler(model.decoder, model.params, end_ids=ends, pad_id=ends[0])
-    rows = sampler.generate(prompts, max_new_tokens=max_new_tokens, batch=batch, on_done=on_done)
-    scored = []
-    for i, row in zip(kept, rows, strict=True):
-        item = items[i]
-        output = str(model.tokenizer.decode(row, clean_up_tokenization_spaces=False))
-        parsed = parse_diagnoses(output, item.form)
-        gold = parse_diagnoses(item.gold, item.form)
-        outcomes = {"exact_match": int(parsed == gold), "valid_format": int(parsed is not None)}
-        scored.append(_Scored(item, outcomes, {"output": output}))
-    return scored
+class _Entry(NamedTuple):
+    """A graded item and whether it was unreadable."""
+
+    graded: Graded
+    is_unreadable: bool
 
 
-def _option_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """The tokens of each option as an answer has them: right behind the prompt."""
-    if not texts:
-        return []
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
+class _Work:
+    """One task on its way."""
 
-
-def _prompts(
-    model: _Model, items: Sequence[ChoiceItem | WritingItem], num_more: Sequence[int]
-) -> tuple[list[list[int]], list[int]]:
-    """Tokens of the prompts that fit the context with what follows, and which items these are."""
-    context = model.decoder.settings.max_position_embeddings
-    encoded = [encode_prompt(to_messages(item.turns), model.tokenizer).tolist() for item in items]
-    kept = [i for i, ids in enumerate(encoded) if len(ids) + num_more[i] <= context]
-    return [encoded[i] for i in kept], kept
-
-
-def _summary(task: Task, scored: list[_Scored], seconds: float, seed: int) -> dict[str, Any]:
-    """The entry of a task in the results."""
-    num_too_long = len(task.items) - len(scored)
-    if not scored:
-        raise ValueError(
-            f"task {task.name!r}: all {num_too_long} prompts are longer than the model's context"
-        )
-    return {
-        "kind": task.spec.kind,
-        "metric": task.spec.metric,
-        "items": len(scored),
-        "left_out": {"several right answers": task.num_multiple, "too long": num_too_long},
-        "seconds": round(seconds, 3),
-        "scores": {
-            metric: _metric_summary(
-                [entry.item.type for entry in scored],
-                [entry.outcomes[metric] for entry in scored],
-                seed,
+    def __init__(self, subject: Subject, task: Task, options: Options) -> None:
+        """Encodes the prompts and decides which fit; the longest go first."""
+        self.subject, self.task, self.options = subject, task, options
+        spec = task.spec
+        self.protocols = _protocols(task, options.protocols)
+        self.max_new_tokens = options.max_new_tokens or spec.max_new_tokens
+        context = subject.decoder.settings.max_position_embeddings
+        self.questions = {i: question(subject, spec, item) for i, item in enumerate(task.items)}
+        self.kept = [i for i in self.questions if self._length(i) <= context]
+        by_length = sorted(self.kept, key=lambda i: -len(self.questions[i].tokens))
+        size = _BATCHES_PER_CHUNK * options.batch
+        self.chunks = [by_length[k : k + size] for k in range(0, len(by_length), size)]
+        if too_long := len(task.items) - len(self.kept):
+            logging.warning(
+                "%s: %d of %d items are left out: with room for the answer they are longer than "
+                "the model's context of %d tokens",
+                *(task.name, too_long, len(task.items), context),
             )
-            for metric in scored[0].outcomes
-        },
-    }
+
+    def entry(self) -> TaskResult:
+        """The task's result before anything is known."""
+        spec = self.task.spec
+        return {
+            "title": spec.title,
+            "language": spec.language,
+            "kind": spec.kind,
+            "metric": spec.metric,
+            "protocol": next(p for p in spec.protocols if p in self.protocols),
+            "items": len(self.kept),
+            "left_out": {TOO_LONG: len(self.task.items) - len(self.kept)},
+            "protocols": {},
+        }
+
+    def graded(
+        self, protocol: Protocol, journal: Journal | None, on_done: Callable[[int], None]
+    ) -> list[_Entry]:
+        """All items by one protocol, in the task's order; new chunks go into the journal."""
+        found: dict[int, _Entry] = {}
+        for number, chunk in enumerate(self.chunks):
+            name = (self.task.name, protocol, number)
+            if journal is not None and name in journal:
+                samples = journal.samples(name)
+                on_done(len(samples))
+            else:
+                samples = self._ask(protocol, chunk, on_done)
+                if journal is not None:
+                    journal.append(name, samples)
+            found |= zip(chunk, map(_entry, samples), strict=True)
+        return [found[i] for i in self.kept]
+
+    def summary(self, entries: Sequence[_Entry]) -> ProtocolResult:
+        """What a protocol came to."""
+        spec, options = self.task.spec, self.options
+        graded = [each.graded for each in entries]
+        scores = summarise(spec, graded, options.rules, seed=options.seed)
+        return {
+            "unreadable": sum(each.is_unreadable for each in entries) / len(entries),
+            "scores": scores if spec.family != "open" else {},
+        }
+
+    def _ask(
+        self, protocol: Protocol, chunk: Sequence[int], on_done: Callable[[int], None]
+    ) -> list[Sample]:
+        """The samples of one chunk."""
+        spec = self.task.spec
+        questions = [self.questions[i] for i in chunk]
+        answers = ask(
+            self.subject,
+            spec,
+            questions,
+            protocol,
+            rules=self.options.rules,
+            batch=self.options.batch,
+            max_new_tokens=self.max_new_tokens,
+            on_done=on_done,
+        )
+        return [
+            {
+                "task": self.task.name,
+                "protocol": protocol,
+                "id": each.item.id,
+                "type": each.item.type,
+                "prompt": messages_of(spec, each.item),
+                "output": answer.output,
+                "parsed": answer.grade.parsed,
+                "gold": each.item.letters if spec.family == "exam" else each.item.gold,
+                "scores": answer.grade.scores,
+                "details": answer.details
+                | dict(each.item.facts)
+                | {"counts": list(answer.grade.counts), "unreadable": answer.is_unreadable},
+            }
+            for each, answer in zip(questions, answers, strict=True)
+        ]
+
+    def _length(self, i: int) -> int:
+        """Tokens of a prompt and of the most that any protocol puts behind it."""
+        mine: Question = self.questions[i]
+        more = (
+            room(self.subject, self.task.spec, mine.item, protocol, self.max_new_tokens)
+            for protocol in self.protocols
+        )
+        return len(mine.tokens) + max(more)
 
 
-def _metric_summary(types: list[str], outcomes: list[int], seed: int) -> dict[str, Any]:
-    """One metric of a task: over all items and per type."""
-    by_type: dict[str, list[int]] = {}
-    for name, outcome in zip(types, outcomes, strict=True):
-        by_type.setdefault(name, []).append(outcome)
-    return {
-        **estimate(outcomes, seed=seed)._asdict(),
-        "types": {
-            name: {"score": sum(mine) / len(mine), "items": len(mine)}
-            for name, mine in sorted(by_type.items())
-        },
-        "outcomes": outcomes,
-    }
+def _entry(sample: Sample) -> _Entry:
+    """What a summary needs of a sample."""
+    details = sample["details"]
+    is_label = isinstance(sample["gold"], str)
+    graded = Graded(
+        sample["type"],
+        sample["scores"],
+        tuple(details["counts"]),
+        sample["parsed"] if is_label else None,
+        sample["gold"] if is_label else None,
+    )
+    return _Entry(graded, details["unreadable"])
 
 
-def _sample(task: str, scored: _Scored) -> str:
-    """One item as a line of samples.jsonl."""
-    item = scored.item
-    head = {"task": task, "id": item.id, "prompt": to_messages(item.turns), "gold": item.gold}
-    line = {**head, **scored.details, "outcomes": scored.outcomes}
-    return json.dumps(line, ensure_ascii=False) + "\n"
+def _in_order(work: Sequence[_Work], journal: Journal) -> Iterator[Sample]:
+    """All samples by task, item and protocol, a task's at a time."""
+    for each in work:
+        for protocol in each.protocols:
+            found: dict[int, tuple[int, int]] = {
+                i: (number, place)
+                for number, chunk in enumerate(each.chunks)
+                for place, i in enumerate(chunk)
+            }
+            cache: dict[int, list[Sample]] = {}
+            for i in each.kept:
+                number, place = found[i]
+                if number not in cache:
+                    cache[number] = journal.samples((each.task.name, protocol, number))
+                yield cache[number][place]
+
+
+def _key(results: Results) -> str:
+    """What stands for model, items and settings."""
+    same: list[Any] = [results["model"], results["settings"], results["versions"], results["data"]]
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()

@@ -114,7 +114,7 @@ class Results(TypedDict):
       settings: everything that a score depends on beside the model and the items.
       versions: package to version.
       data: the files, by task.
-      tasks: by name, in the order of the task table.
+      tasks: by name; `tasks.TASKS` has their order.
     """
 
     format: int

@@ -151,8 +151,7 @@ def _check_overlap(settings: Settings, tasks: list[Task]) -> dict[str, Any]:
     on_bad = settings.data.on_bad_record
     files = dict.fromkeys((*settings.mka.files, *settings.da.files))
     training = [open_records(file, on_bad_record=on_bad) for file in files]
-    folder = pathlib.Path(settings.evaluation.folder)
-    found = find_overlap(training, [open_records(folder / task.spec.file) for task in tasks])
+    found = find_overlap(training, [open_records(task.path) for task in tasks])
     if found.overlaps and settings.data.check_overlap:
         rows = [f"  {each.evaluation} is {', '.join(each.training)}" for each in found.overlaps]
         raise OverlapError(

@@ -1,25 +1,29 @@
 """What a run leaves behind for a person: scores, the exported model, the report."""
 
+import collections
 import dataclasses
-import hashlib
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from medcare_jax import distributed
 from medcare_jax.conversion.huggingface import save_huggingface
-from medcare_jax.evaluation.evaluator import evaluate
+from medcare_jax.evaluation.asking import Subject
+from medcare_jax.evaluation.evaluator import Options, evaluate, num_answers
 from medcare_jax.evaluation.report.run_report import RunReport, StageCurve, write_report
-from medcare_jax.evaluation.tasks import Task
+from medcare_jax.evaluation.results import Model, read_results
+from medcare_jax.evaluation.summaries import score_lines
+from medcare_jax.evaluation.tasks import PROTOCOLS, Protocol
 from medcare_jax.files import read_json, write_json
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.folding import fold
-from medcare_jax.params import Tree, digest, merge
+from medcare_jax.params import BASE, Tree, digest, merge
 from medcare_jax.run.context import Run
 from medcare_jax.run.data import RunData
 from medcare_jax.run.facts import versions
 from medcare_jax.run.model_card import model_card
-from medcare_jax.settings import DTYPES
+from medcare_jax.settings import DTYPES, EvaluationSettings, Settings
 from medcare_jax.training.history import read_history
 from medcare_jax.training.loop import StoppedEarly
 from medcare_jax.version import __version__
@@ -70,61 +74,64 @@ def _is_clean(data: RunData) -> bool:
 
 
 def score(run: Run, name: str, components: Components, trees: dict[str, Tree]) -> None:
-    """Writes `evaluation/NAME.json`, unless one for the same weights and tasks is there."""
-    path = run.workdir / "evaluation" / f"{name}.json"
-    asked = {
-        "weights": digest(merge(trees)),
-        "tasks": _tasks_digest(run.data.tasks),
-        "write_samples": run.settings.evaluation.write_samples,
-        "max_new_tokens": run.settings.evaluation.max_new_tokens,
-    }
-    known = read_json(path)
-    if known is not None and known["asked"] == asked:
-        run.display.line(f"{name}: scores are there already")
-        return
-    total = sum(len(task.items) for task in run.data.tasks)
-    done = 0
-    with run.display.bar(f"{name} scores", total) as bar:
+    """Writes `evaluation/NAME/results.json`, unless one for the same weights and items is there."""
+    asked = run.settings.evaluation
+    params = merge(trees)
+    done = collections.Counter[str]()
+    with run.display.bar(f"{name} scores", num_answers(run.data.tasks, protocols(asked))) as bar:
 
-        def count(task: str, items: int) -> None:
-            nonlocal done
-            done += items
-            bar.update(done, {})
+        def count(what: str, items: int) -> None:
+            done[what] += items
+            bar.update(done.total(), {})
             if distributed.must_stop():
                 raise StoppedEarly(f"stopped while scoring {name}; training so far is kept")
 
-        scores = evaluate(
-            run.decoder(components),
-            merge(trees),
-            run.base.tokenizer,
+        results = evaluate(
+            Subject(run.decoder(components), params, run.base.tokenizer),
+            run_model(run, name, trees),
             run.data.tasks,
-            batch=run.settings.evaluation.batch,
-            max_new_tokens=run.settings.evaluation.max_new_tokens,
-            seed=run.settings.seed,
-            samples_path=_samples_path(run, name),
+            options_of(run.settings),
+            run.workdir / "evaluation" / name,
+            versions=versions(),
+            write_samples=asked.write_samples,
+            is_writer=distributed.is_first(),
             on_done=count,
         )
-    if distributed.is_first():
-        write_json(path, {"asked": asked, "scores": scores})
-    for task, result in scores.items():
-        headline = result["scores"][result["metric"]]
-        run.display.line(
-            f"  {task:<18} {result['metric']:<12} {100 * headline['score']:5.1f} % "
-            f"({100 * headline['low']:.1f} to {100 * headline['high']:.1f})"
-        )
+    if not done:
+        run.display.line(f"{name}: scores are there already")
+    for line in score_lines(results):
+        run.display.line(line)
 
 
-def _tasks_digest(tasks: list[Task]) -> str:
-    """What stands for all items of all tasks, so that edited test files are scored again."""
-    return hashlib.sha256(repr([(task.name, task.items) for task in tasks]).encode()).hexdigest()
+def run_model(run: Run, stage: str, trees: Mapping[str, Tree]) -> Model:
+    """What results call a state of a run's model."""
+    return {
+        "name": run.base.name,
+        "kind": "run",
+        "digest": digest(merge(trees)),
+        "keep": [part for part in trees if part != BASE],
+        "stage": stage,
+        "step": None,
+    }
 
 
-def _samples_path(run: Run, name: str) -> pathlib.Path | None:
-    """Where prompts and outputs go, if they were asked for."""
-    if not run.settings.evaluation.write_samples or not distributed.is_first():
-        return None
-    (run.workdir / "evaluation").mkdir(exist_ok=True)
-    return run.workdir / "evaluation" / f"{name}.samples.jsonl"
+def options_of(settings: Settings) -> Options:
+    """What the settings of a run ask of its evaluations."""
+    asked = settings.evaluation
+    return Options(
+        protocols=protocols(asked),
+        rules="strict" if asked.rules == "strict" else "reference",
+        batch=asked.batch,
+        max_new_tokens=asked.max_new_tokens,
+        limit=asked.limit,
+        seed=settings.seed,
+        dtype=settings.compute.dtype,
+    )
+
+
+def protocols(asked: EvaluationSettings) -> tuple[Protocol, ...]:
+    """The protocols asked for, in the order of the table."""
+    return tuple(protocol for protocol in PROTOCOLS if protocol in asked.protocols)
 
 
 def export(run: Run, trees: dict[str, Tree]) -> None:
@@ -158,10 +165,7 @@ def export(run: Run, trees: dict[str, Tree]) -> None:
 
 def report(run: Run) -> None:
     """Writes `report.md` and `report.html` from what is in the workdir."""
-    found = {
-        name: read_json(run.workdir / "evaluation" / f"{name}.json")
-        for name in ("base", "mka", "da")
-    }
+    found = {name: read_results(run.workdir / "evaluation" / name) for name in STAGES}
     content = RunReport(
         title=f"MedCare on {run.base.name}",
         base=run.base.name,
@@ -169,7 +173,7 @@ def report(run: Run) -> None:
             _curve(run.workdir, name, is_projected=run.settings.constraint.is_exact)
             for name in STAGE_NAMES
         ),
-        scores={name: result["scores"] for name, result in found.items() if result},
+        scores={name: results for name, results in found.items() if results},
         data=run.data.report,
         settings=dataclasses.asdict(run.settings),
         digests={"base": run.base.digest}

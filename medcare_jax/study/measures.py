@@ -1,6 +1,7 @@
 """What is measured of a cell: scores and NLL of every task, angles, effect on knowledge inputs."""
 
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +9,10 @@ import jax
 import numpy as np
 
 from medcare_jax.data.pipeline import TrainingBatches, make_batches
+from medcare_jax.evaluation.asking import Subject
 from medcare_jax.evaluation.evaluator import evaluate
 from medcare_jax.evaluation.likelihood import dialogue_nll
+from medcare_jax.evaluation.results import headline
 from medcare_jax.evaluation.tasks import Task
 from medcare_jax.models.aggregators import FFN_PROJECTIONS, Components
 from medcare_jax.orthogonality import (
@@ -25,6 +28,7 @@ from medcare_jax.orthogonality import (
 )
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE, Tree, flatten, merge
 from medcare_jax.run.context import Run
+from medcare_jax.run.outputs import options_of, run_model
 from medcare_jax.training.loop import device_batches
 from medcare_jax.training.stages import select
 
@@ -36,25 +40,27 @@ def task_scores(
 ) -> dict[str, Any]:
     """By task of the folder `tests`: its kind, headline score, outcomes, and NLL per gold token."""
     decoder, params = run.decoder(components), merge(trees)
-    settings = run.settings.evaluation
-    found = evaluate(
-        decoder,
-        params,
-        run.base.tokenizer,
-        run.data.tasks,
-        batch=settings.batch,
-        max_new_tokens=settings.max_new_tokens,
-        seed=run.settings.seed,
-    )
+    with tempfile.TemporaryDirectory() as folder:  # a cell keeps its scores in its own result
+        found = evaluate(
+            Subject(decoder, params, run.base.tokenizer),
+            run_model(run, "cell", trees),
+            run.data.tasks,
+            options_of(run.settings),
+            pathlib.Path(folder),
+            versions={},
+            write_samples=False,
+        )
     scores = {}
     for task in run.data.tasks:
-        headline = found[task.name]["scores"][task.spec.metric]
+        main = headline(found["tasks"][task.name])
+        if main is None:
+            raise ValueError(f"task {task.name}: no item fits the context, so it has no score")
         nll = dialogue_nll(decoder, params, device_batches(_gold(run, tests, task), run.mesh, 0))
         scores[task.name] = {
             "kind": task.spec.kind,
             "metric": task.spec.metric,
-            "score": headline["score"],
-            "outcomes": headline["outcomes"],
+            "score": main["score"],
+            "outcomes": main["outcomes"],
             "nll": nll.mean,
         }
     return scores
@@ -143,7 +149,7 @@ def _gold(run: Run, tests: pathlib.Path, task: Task) -> TrainingBatches:
     s = run.settings
     return make_batches(
         run.base.tokenizer,
-        files=[tests / task.spec.file],
+        files=[tests / task.path.name],
         row_length=s.data.row_length,
         rows=s.data.rows,
         epochs=1,

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcare_jax.evaluation.answers import Diagnosis, option_lines, parse_diagnoses
+from medcare_jax.evaluation.answers import (
+    Diagnosis,
+    option_lines,
+    parse_diagnoses,
+    parse_entities,
+    parse_section,
+)
 
 PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="|\n\r"), min_size=1).filter(
     lambda text: (
@@ -86,3 +92,21 @@ def test_options_are_the_last_unbroken_run_of_letters():
 @pytest.mark.parametrize("mark", [".", "．", "、", ":", "：", ")", "）"])
 def test_options_are_read_with_any_usual_mark(mark):
     assert option_lines(f"问题\nA{mark} 甲\nB{mark}乙 ") == {"A": "甲", "B": "乙"}
+
+
+def test_entities_of_both_languages():
+    text = "x\nDisease entity: a;  b\nChemical entity:"
+    assert parse_entities(text, ["Disease", "Chemical"], "en") == [
+        {"entity": "a", "type": "Disease"},
+        {"entity": "b", "type": "Disease"},
+    ]
+    assert parse_entities("药物实体：甲，乙", ["药物"], "zh")[1] == {"entity": "乙", "type": "药物"}
+    assert parse_entities("药物实体: 甲", ["药物"], "zh") is None
+
+
+def test_a_section_needs_header_and_text():
+    assert parse_section("Section header: CC\nSection text:") == {
+        "section_header": "CC",
+        "section_text": "",
+    }
+    assert parse_section("Section text: x\nSection header: CC") is None

@@ -1,4 +1,4 @@
-"""From tasks to scores: the tokens asked about, the outcomes, and what is written where."""
+"""Tasks to the two files: complete, partial, gone on with, and without a word of text."""
 
 import dataclasses
 import json
@@ -6,185 +6,181 @@ import json
 import pytest
 
 from medcare_jax.conversion.bases import byte_tokenizer
-from medcare_jax.data.chat import encode_dialogue
-from medcare_jax.data.records import Record, Turn
+from medcare_jax.data.records import Turn
 from medcare_jax.evaluation import evaluator
-from medcare_jax.evaluation.evaluator import end_token_ids, evaluate
-from medcare_jax.evaluation.likelihood import OptionScore
-from medcare_jax.evaluation.tasks import TASKS, ChoiceItem, Task, WritingItem
+from medcare_jax.evaluation.asking import Answer, Subject
+from medcare_jax.evaluation.evaluator import Options, evaluate, num_answers
+from medcare_jax.evaluation.grading import grade
+from medcare_jax.evaluation.items import Item
+from medcare_jax.evaluation.results import headline, read_results, read_samples
+from medcare_jax.evaluation.tasks import TASKS, Task
 from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
 from tests.helpers import FLOAT32, TINY, TINY_ADAPTERS, random_params
 
-SETTINGS = dataclasses.replace(TINY["qwen2"], vocab_size=272, max_position_embeddings=160)
+SETTINGS = dataclasses.replace(TINY["qwen2"], vocab_size=272, max_position_embeddings=330)
 SECRET = "patient Doe"
+MODEL = {"name": "m", "kind": "run", "digest": "0", "keep": [], "stage": "da", "step": 3}
+BOTH = Options(protocols=("generate", "likelihood"), batch=1, max_new_tokens=6)
 
 
-def choice(number, options, gold, type_=""):
-    return ChoiceItem(f"c{number}", type_, (Turn("human", f"{SECRET} {number}?"),), options, gold)
+def exam(number, gold="B", more=""):
+    text = f"{SECRET} {number}?{more}\nA. one\nB. two"
+    options = {"A": "one", "B": "two"}
+    return Item(f"e{number}", f"t{number % 2}", (Turn("human", text),), gold, options)
 
 
-def writing(number, form, gold):
-    return WritingItem(f"w{number}", form, (Turn("human", f"Code {number}."),), form, gold)
-
-
-CHOICES = Task(
-    "icd10_unseen",
-    TASKS["icd10_unseen"],
-    (
-        choice(0, ("one", "two"), 1, "title"),
-        choice(1, ("one", "two", "three"), 0, "chapter"),
-        choice(2, ("three", "two"), 1, "title"),
-    ),
-    4,
-)
-LISTED = '[{"code": "I10", "title": "Flu"}]'
-WRITINGS = Task(
-    "icd10_coding",
-    TASKS["icd10_coding"],
-    (
-        writing(0, "code_title", "I10 | Flu"),
-        writing(1, "code_title", "I10 | Flu"),
-        writing(2, "json", LISTED),
-        writing(3, "json", LISTED),
-    ),
-    0,
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return byte_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    return Decoder(SETTINGS, TINY_ADAPTERS, NO_ADAPTERS, FLOAT32)
-
-
-@pytest.fixture(scope="module")
-def params(decoder):
-    return random_params(decoder, seed=4)
+def note(number):
+    gold = "I10 | Flu"
+    return Item(f"n{number}", "", (Turn("human", f"{SECRET}."),), gold, choices=("code_title",))
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Replaces the model: the longest option is the likeliest. Keeps what it was asked."""
-    seen = {}
-
-    def longest(decoder, params, prompts, options, *, batch, on_done):
-        seen.update(prompts=prompts, options=options)
-        on_done(len(prompts))
-        return [[OptionScore(float(len(o)), len(o)) for o in row] for row in options]
-
-    monkeypatch.setattr(evaluator, "option_scores", longest)
-    return seen
+def tasks(tmp_path):
+    path = tmp_path / "data" / "MedQA.json"
+    path.parent.mkdir()
+    path.write_text("[]")
+    return [
+        Task("medqa", TASKS["medqa"], path, tuple(exam(n, more="!" * n) for n in range(6))),
+        Task("icd10_coding", TASKS["icd10_coding"], path, tuple(note(n) for n in range(2))),
+    ]
 
 
 @pytest.fixture
-def answering(monkeypatch, tokenizer):
-    """Replaces the sampler by one that writes given texts."""
-
-    def use(*texts):
-        class Scripted:
-            def __init__(self, *args, **options): ...
-
-            def generate(self, prompts, **options):
-                return [tokenizer(text).input_ids for text in texts[: len(prompts)]]
-
-        monkeypatch.setattr(evaluator, "Sampler", Scripted)
-
-    return use
+def subject():
+    decoder = Decoder(SETTINGS, TINY_ADAPTERS, NO_ADAPTERS, FLOAT32)
+    return Subject(decoder, random_params(decoder, seed=4), byte_tokenizer())
 
 
-def run(decoder, params, tokenizer, *tasks, **options):
+class Killed(Exception):
+    """Stands for the signal that ends the process."""
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Replaces the model: the first letter; counts its calls, and stops at one if told to."""
+    calls = []
+
+    def answer(subject, spec, questions, protocol, *, rules, on_done, **options):
+        calls.append([each.item.id for each in questions])
+        if len(calls) == calls_until_kill[0]:
+            raise Killed
+        on_done(len(questions))
+        text = "The answer is A" if spec.family == "exam" else "I10 | Flu"
+        grades = [grade(spec, each.item, text, rules) for each in questions]
+        return [Answer(text, mine, False, {}) for mine in grades]
+
+    calls_until_kill = [0]
+    monkeypatch.setattr(evaluator, "ask", answer)
+    return calls, calls_until_kill
+
+
+def run(subject, tasks, folder, options=BOTH, *, write_samples=True, model=MODEL, **more):
     return evaluate(
-        decoder, params, tokenizer, tasks, **{"batch": 2, "max_new_tokens": 6, **options}
+        subject, model, tasks, options, folder, versions={}, write_samples=write_samples, **more
     )
 
 
-def test_the_likeliest_option_is_compared_with_the_gold(decoder, tokenizer, asked):
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_real_model_leaves_both_files(subject, tasks, tmp_path, capsys):
     told = []
-    items = (choice(0, ("one", "three"), 1), choice(1, ("three", "one"), 1))
-    results = run(
-        decoder,
-        {},
-        tokenizer,
-        CHOICES._replace(items=items),
-        on_done=lambda task, items: told.append((task, items)),
-    )
-    assert results["icd10_unseen"]["scores"]["accuracy"]["outcomes"] == [1, 0]
-    assert told == [("icd10_unseen", 2)]
-
-
-def test_a_result_says_what_it_is_of(decoder, tokenizer, asked):
-    items = (*CHOICES.items[:2], choice(2, ("three", "two"), 0, "title"))
-    result = run(decoder, {}, tokenizer, CHOICES._replace(items=items))["icd10_unseen"]
-    assert result["kind"] == "knowledge-intensive"
-    assert result["metric"] == "accuracy"
-    assert result["items"] == 3
-    assert result["left_out"] == {"several right answers": 4, "too long": 0}
-    assert result["seconds"] >= 0
-    scores = result["scores"]["accuracy"]
-    assert scores["outcomes"] == [0, 0, 1]
-    assert scores["score"] == pytest.approx(1 / 3)
-    assert 0 <= scores["low"] <= scores["score"] <= scores["high"] <= 1
-    assert scores["types"] == {
-        "chapter": {"score": 0.0, "items": 1},
-        "title": {"score": 0.5, "items": 2},
-    }
-
-
-def test_options_have_the_tokens_that_training_has(decoder, tokenizer, asked):
-    run(decoder, {}, tokenizer, CHOICES)
-    for item, prompt, options in zip(
-        CHOICES.items, asked["prompts"], asked["options"], strict=True
-    ):
-        for text, ids in zip(item.options, options, strict=True):
-            turns = (*item.turns, Turn("gpt", text))
-            example = encode_dialogue(Record("x", turns, None, "x:1"), tokenizer)
-            learnt = example.tokens[example.is_target].tolist()
-            assert learnt == [*ids, tokenizer.eos_token_id]
-            assert example.tokens[: len(prompt)].tolist() == prompt
-
-
-def test_formats_and_exact_answers_are_told_apart(decoder, tokenizer, answering):
-    answering("I10 | Flu\n", "I10 | Cold", "I10 | Flu", '[{"title": "Flu", "code": "I10"}]')
-    scores = run(decoder, {}, tokenizer, WRITINGS)["icd10_coding"]["scores"]
-    assert scores["exact_match"]["outcomes"] == [1, 0, 0, 1]
-    assert scores["valid_format"]["outcomes"] == [1, 1, 0, 1]
-
-
-def test_prompts_that_do_not_fit_are_counted(decoder, tokenizer, asked):
-    long = ChoiceItem("long", "", (Turn("human", "x" * 140),), ("one", "two"), 0)
-    result = run(decoder, {}, tokenizer, CHOICES._replace(items=(long, *CHOICES.items)))
-    assert result["icd10_unseen"]["left_out"]["too long"] == 1
-    assert result["icd10_unseen"]["items"] == 3
-    with pytest.raises(ValueError, match="all 1 prompts are longer"):
-        run(decoder, {}, tokenizer, CHOICES._replace(items=(long,)))
-
-
-def test_a_real_model_is_scored_and_its_samples_written_only_when_asked(
-    decoder, params, tokenizer, tmp_path, capsys
-):
-    results = run(decoder, params, tokenizer, CHOICES, WRITINGS)
-    assert list(tmp_path.iterdir()) == []
-    path = tmp_path / "samples.jsonl"
-    again = run(decoder, params, tokenizer, CHOICES, WRITINGS, samples_path=path)
-    for result in (*results.values(), *again.values()):
-        del result["seconds"]
-    assert again == results == json.loads(json.dumps(results))
+    results = run(subject, tasks, tmp_path / "out", on_done=lambda *news: told.append(news))
+    assert results == read_results(tmp_path / "out") == json.loads(json.dumps(results))
+    assert results["status"] == "complete"
+    assert results["settings"]["protocols"] == ["generate", "likelihood"]
     assert SECRET not in json.dumps(results)
     assert capsys.readouterr().out == ""
-    samples = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [sample["id"] for sample in samples] == ["c0", "c1", "c2", "w0", "w1", "w2", "w3"]
-    assert samples[0]["prompt"] == [{"role": "user", "content": f"{SECRET} 0?"}]
-    for sample in samples[:3]:
-        assert sample["chosen"] == sample["log_probs"].index(max(sample["log_probs"]))
-        assert sample["outcomes"]["accuracy"] == int(sample["chosen"] == sample["gold"])
-    assert all(isinstance(sample["output"], str) for sample in samples[3:])
+    medqa, coding = results["tasks"]["medqa"], results["tasks"]["icd10_coding"]
+    assert (medqa["items"], medqa["protocol"], coding["protocol"]) == (6, "generate", "generate")
+    assert list(medqa["protocols"]) == ["generate", "likelihood"]
+    assert list(coding["protocols"]) == ["generate"]
+    assert set(headline(medqa)["types"]) == {"t0", "t1"}
+    assert sum(items for _, items in told) == num_answers(tasks, BOTH.protocols) == 14
+    samples = list(read_samples(tmp_path / "out" / "samples.jsonl"))
+    ids = [f"e{n}" for n in range(6)]
+    assert [s["id"] for s in samples] == [*ids, *ids, "n0", "n1"]
+    assert [s["scores"]["accuracy"] for s in samples[:6]] == headline(medqa)["outcomes"]
+    assert samples[0]["prompt"][0]["content"].startswith(f"{SECRET} 0?")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "results.json",
+        "samples.jsonl",
+    ]
 
 
-def test_answers_end_at_any_control_token(tokenizer):
-    names = set(tokenizer.convert_ids_to_tokens(list(end_token_ids(tokenizer))))
-    assert names == {"<|im_end|>", "<|im_start|>", "<|endoftext|>"}
+@pytest.mark.parametrize("kill", range(1, 6))
+@pytest.mark.parametrize("write_samples", [True, False])
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(
+    subject, tasks, tmp_path, scripted, kill, write_samples
+):
+    calls, calls_until_kill = scripted
+    run(subject, tasks, tmp_path / "whole", write_samples=write_samples)
+    whole = [*calls]
+    assert len(whole) == 5  # chunks of 4 batches: 2 + 2 of the exam, 1 of the coding
+    calls.clear()
+    calls_until_kill[0] = kill
+    with pytest.raises(Killed):
+        run(subject, tasks, tmp_path / "cut", write_samples=write_samples)
+    assert read_results(tmp_path / "cut")["status"] == "partial"
+    done, calls_until_kill[0] = kill - 1, 0
+    calls.clear()
+    run(subject, tasks, tmp_path / "cut", write_samples=write_samples)
+    kept = done if write_samples else done - done % 2 if done < 4 else 4
+    assert calls == whole[kept:]
+    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+
+
+def test_done_once_it_is_done(subject, tasks, tmp_path, scripted):
+    calls, _ = scripted
+    results = run(subject, tasks, tmp_path / "out")
+    calls.clear()
+    assert run(subject, tasks, tmp_path / "out") == results
+    assert calls == []
+    judged = {**results, "status": "partial"}
+    (tmp_path / "out" / "results.json").write_text(json.dumps(judged))
+    assert run(subject, tasks, tmp_path / "out") == judged
+    assert calls == []
+
+
+@pytest.mark.parametrize("change", ["model", "rules", "items"])
+def test_another_evaluation_is_begun_anew(subject, tasks, tmp_path, scripted, change):
+    calls, _ = scripted
+    run(subject, tasks, tmp_path / "out")
+    calls.clear()
+    options = BOTH._replace(rules="strict") if change == "rules" else BOTH
+    model = {**MODEL, "digest": "1"} if change == "model" else MODEL
+    if change == "items":
+        tasks[0].path.write_text("[ ]")
+    run(subject, tasks, tmp_path / "out", options, model=model)
+    assert len(calls) == 5
+
+
+def test_without_samples_no_text_is_written_anywhere(subject, tasks, tmp_path, scripted):
+    run(subject, tasks, tmp_path / "out", write_samples=False)
+    assert list(bytes_of(tmp_path / "out")) == ["results.json"]
+    assert SECRET not in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_another_process_of_the_same_evaluation_writes_nothing(subject, tasks, tmp_path, scripted):
+    results = run(subject, tasks, tmp_path / "out", is_writer=False)
+    assert results["status"] == "complete"
+    written = (
+        {p: p.stat().st_size for p in tmp_path.joinpath("out").iterdir()}
+        if (tmp_path / "out").exists()
+        else {}
+    )
+    assert not any(written.values())
+
+
+def test_prompts_that_do_not_fit_are_counted(subject, tasks, tmp_path, scripted):
+    long = exam(9, more="x" * 330)
+    tasks = [tasks[0]._replace(items=(long, *tasks[0].items))]
+    entry = run(subject, tasks, tmp_path / "out")["tasks"]["medqa"]
+    assert entry["items"] == 6
+    assert entry["left_out"] == {"longer than the context": 1}
+    tasks = [tasks[0]._replace(items=(long,)), *tasks[1:]]
+    results = run(subject, tasks, tmp_path / "none")
+    assert results["status"] == "complete"
+    assert headline(results["tasks"]["medqa"]) is None

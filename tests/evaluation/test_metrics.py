@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcare_jax.evaluation.metrics import estimate, mcnemar_exact
+from medcare_jax.evaluation.metrics import (
+    estimate,
+    estimate_of,
+    mcnemar_exact,
+    mean,
+    paired_p_value,
+    ratio,
+    wilson,
+)
 
 OUTCOMES = st.lists(st.integers(0, 1), min_size=1, max_size=60)
 
@@ -80,3 +88,37 @@ def test_mcnemar_holds_for_thousands_of_items():
 def test_unpaired_or_graded_outcomes_are_refused(before, after, message):
     with pytest.raises(ValueError, match=message):
         mcnemar_exact(before, after)
+
+
+def test_wilson_is_the_published_interval():
+    """Newcombe, Statistics in Medicine 17, 1998, table I: 81 of 263 and 15 of 148."""
+    assert wilson(81, 263)[1:] == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(15, 148)[1:] == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson(0, 20)[1:] == pytest.approx((0, 0.1611), abs=5e-5)
+    assert wilson(29, 29)[1:] == pytest.approx((0.8830, 1), abs=5e-5)
+
+
+def test_a_bootstrap_draws_items_as_often_as_a_loop_would():
+    values = [0.1, 0.7, 0.4, 1.0, 0.2, 0.9, 0.3]
+    random = np.random.default_rng(1)
+    means = np.mean(random.choice(values, size=(20_000, len(values))), axis=1)
+    found = estimate_of(mean(values))
+    assert found.score == pytest.approx(np.mean(values))
+    assert found[1:] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
+
+
+def test_a_score_without_exception_still_has_a_width():
+    always = ratio([3.0] * 30, [3.0] * 30)
+    assert estimate_of(always) == (1.0, wilson(30, 30).low, 1.0)
+    assert estimate_of(mean([0.0] * 30)) == (0.0, 0.0, wilson(0, 30).high)
+
+
+def test_a_paired_test_of_numbers_is_by_permutation():
+    before = [0.1 * (i % 7) for i in range(12)]
+    signs = itertools.product([-1, 1], repeat=12)
+    change = np.array([0.02 * (i % 5) - 0.01 for i in range(12)])
+    as_large = [abs(np.dot(sign, change)) >= abs(change.sum()) * (1 - 1e-12) for sign in signs]
+    p = paired_p_value(before, np.array(before) + change)
+    assert p == pytest.approx(np.mean(as_large), abs=0.03)
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        paired_p_value([0.5, 0.2], [0.5])

@@ -1,12 +1,13 @@
 """The same tasks scored at several points of a run: what changed, and what did not, in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from medcare_jax.evaluation.metrics import Estimate, mcnemar_exact
+from medcare_jax.evaluation.metrics import Estimate, paired_p_value
 from medcare_jax.evaluation.report.wording import p_value, percent
-from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE
+from medcare_jax.evaluation.results import MetricScore, Results, TaskResult
+from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE, TASKS
 
 STAGES: dict[str, str] = {"base": "base", "mka": "after MKA", "da": "after DA"}
 """The points of a run at which tasks are scored, in order, and how a reader is told of them."""
@@ -14,10 +15,6 @@ STAGES: dict[str, str] = {"base": "base", "mka": "after MKA", "da": "after DA"}
 SIGNIFICANCE = 0.05
 
 _BRIEF = {"base": "base", "mka": "MKA", "da": "DA"}
-
-Results = Mapping[str, Mapping[str, Any]]
-"""What `evaluator.evaluate` returns."""
-
 
 Verdict = Literal["better", "worse", "unclear"]
 
@@ -34,16 +31,17 @@ class Change(NamedTuple):
 
     Attributes:
       delta: later minus earlier score, in [-1, 1].
-      p_value: of McNemar's exact test on the items that both answered.
+      p_value: of `metrics.paired_p_value` on the items that both answered; None where the score is
+        of all items together and has no outcome per item.
     """
 
     delta: float
-    p_value: float
+    p_value: float | None
 
     @property
     def verdict(self) -> Verdict:
         """Better or worse if chance alone would rarely do it, else unclear."""
-        if self.p_value >= SIGNIFICANCE or not self.delta:
+        if self.p_value is None or self.p_value >= SIGNIFICANCE or not self.delta:
             return "unclear"
         return "better" if self.delta > 0 else "worse"
 
@@ -55,7 +53,7 @@ class Row:
     Attributes:
       task: the task's name.
       kind: knowledge-intensive or alignment-required.
-      metric: what the numbers are.
+      metric: what the numbers are; with the protocol, where a task was asked in several ways.
       is_headline: whether it is the task's main metric.
       items: how many items were scored.
       estimates: score and interval by stage.
@@ -72,7 +70,7 @@ class Row:
 
 
 def compare(scores: Mapping[str, Results]) -> list[Row]:
-    """One row per task and metric, knowledge-intensive tasks first.
+    """One row per task, protocol and metric, knowledge-intensive tasks first.
 
     Args:
       scores: results by stage, keys among those of `STAGES`; stages that a run has not reached
@@ -86,13 +84,14 @@ def compare(scores: Mapping[str, Results]) -> list[Row]:
     stages = [stage for stage in STAGES if scores.get(stage)]
     if not stages:
         return []
-    first = scores[stages[0]]
+    first = scores[stages[0]]["tasks"]
     for stage in stages[1:]:
-        _check_same_items(first, scores[stage], stage)
+        _check_same_items(scores[stages[0]], scores[stage], stage)
     rows = [
-        _row(task, metric, {stage: scores[stage][task] for stage in stages})
-        for task in first
-        for metric in first[task]["scores"]
+        _row(task, protocol, metric, {stage: scores[stage]["tasks"][task] for stage in stages})
+        for task in sorted(first, key=_place)
+        for protocol, asked in first[task]["protocols"].items()
+        for metric in _ranked(first[task], asked["scores"])
     ]
     return sorted(rows, key=lambda row: row.kind != KNOWLEDGE)
 
@@ -130,7 +129,10 @@ def span_title(before: str, after: str) -> str:
 
 def _check_same_items(first: Results, other: Results, stage: str) -> None:
     """Paired numbers need the same items."""
-    counts = [{task: result["items"] for task, result in r.items()} for r in (first, other)]
+    counts = [
+        {task: result["items"] for task, result in results["tasks"].items()}
+        for results in (first, other)
+    ]
     if counts[0] != counts[1]:
         raise ValueError(
             f"expected the items of every stage to be the same, got {counts[0]} and, "
@@ -138,10 +140,20 @@ def _check_same_items(first: Results, other: Results, stage: str) -> None:
         )
 
 
-def _row(task: str, metric: str, results: Mapping[str, Mapping[str, Any]]) -> Row:
+def _place(task: str) -> int:
+    """Where the task table has a task; behind it what it does not have."""
+    return list(TASKS).index(task) if task in TASKS else len(TASKS)
+
+
+def _ranked(result: TaskResult, metrics: Iterable[str]) -> list[str]:
+    """The headline's metric first, the others by name."""
+    return sorted(metrics, key=lambda metric: (metric != result["metric"], metric))
+
+
+def _row(task: str, protocol: str, metric: str, results: Mapping[str, TaskResult]) -> Row:
     """One metric of one task."""
     stages = list(results)
-    summaries = {stage: results[stage]["scores"][metric] for stage in stages}
+    summaries = {stage: results[stage]["protocols"][protocol]["scores"][metric] for stage in stages}
     estimates = {
         stage: Estimate(summary["score"], summary["low"], summary["high"])
         for stage, summary in summaries.items()
@@ -149,13 +161,19 @@ def _row(task: str, metric: str, results: Mapping[str, Mapping[str, Any]]) -> Ro
     changes = {
         (a, b): Change(
             estimates[b].score - estimates[a].score,
-            mcnemar_exact(summaries[a]["outcomes"], summaries[b]["outcomes"]),
+            _p_value(summaries[a], summaries[b]),
         )
         for a, b in _pairs(stages)
     }
     head = results[stages[0]]
-    is_headline = metric == head["metric"]
-    return Row(task, head["kind"], metric, is_headline, head["items"], estimates, changes)
+    is_headline = (protocol, metric) == (head["protocol"], head["metric"])
+    name = f"{metric} ({protocol})" if len(head["protocols"]) > 1 else metric
+    return Row(task, head["kind"], name, is_headline, head["items"], estimates, changes)
+
+
+def _p_value(before: MetricScore, after: MetricScore) -> float | None:
+    """Of the paired test, where there is an outcome per item."""
+    return paired_p_value(before["outcomes"], after["outcomes"]) if before["outcomes"] else None
 
 
 _WORDS: dict[Verdict, str] = {

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from medcare_jax.evaluation.report.comparison import Results
+from medcare_jax.evaluation.results import Results
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RunReport:
       title: headline.
       base: the base model, as it was named.
       stages: curves, in the order of training.
-      scores: by `base`, `mka`, `da`, what `evaluator.evaluate` returned; stages may be absent.
+      scores: by `base`, `mka`, `da`, what `evaluator.evaluate` returns; stages may be absent.
       data: the data report, nested as it is.
       settings: the run's config, nested as it is.
       digests: name to sha256.

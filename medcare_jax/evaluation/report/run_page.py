@@ -31,6 +31,7 @@ from medcare_jax.evaluation.report.wording import (
     percent,
     points,
 )
+from medcare_jax.evaluation.results import headline
 
 _VERDICTS = {"better": "better", "worse": "worse", "unclear": "no clear change"}
 
@@ -104,8 +105,9 @@ def _scores(rows: Sequence[Row], scores: Mapping[str, Any]) -> str:
     """Chart, table, breakdown by type, and how to read them."""
     keys = [(stage, STAGES[stage]) for stage in rows[0].estimates]
     note = (
-        "Scores are means over items; bars and brackets are 95 % bootstrap intervals. Changes "
-        "are in percentage points, with the p-value of McNemar's exact test on the same items, "
+        "Scores are of all items; bars and brackets are 95 % intervals (Wilson's for shares, "
+        "else the bootstrap's). Changes are in percentage points, with the p-value of a paired "
+        "test on the same items (McNemar's exact one for shares, else by permutation), "
         "not corrected for the number of comparisons; below "
         f"{SIGNIFICANCE:g} a change is called better or worse."
     )
@@ -184,7 +186,7 @@ def _left_out(scores: Mapping[str, Any]) -> str:
     results = next(result for stage in STAGES if (result := scores.get(stage)))
     counts = [
         f"{task}: {count:,} {reason}"
-        for task, result in results.items()
+        for task, result in results["tasks"].items()
         for reason, count in result["left_out"].items()
         if count
     ]
@@ -197,9 +199,9 @@ def _type_table(scores: Mapping[str, Any]) -> str:
     by_stage = [
         {
             (task, name): entry
-            for task, result in scores[stage].items()
-            for name, entry in result["scores"][result["metric"]]["types"].items()
-            if len(result["scores"][result["metric"]]["types"]) > 1
+            for task, result in scores[stage]["tasks"].items()
+            if (main := headline(result)) and len(main["types"]) > 1
+            for name, entry in main["types"].items()
         }
         for stage in stages
     ]

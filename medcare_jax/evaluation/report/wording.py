@@ -38,13 +38,15 @@ def interval(estimate: Estimate) -> str:
     return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
 
 
-def p_value(p: float) -> str:
-    """A p-value as a reader sees it.
+def p_value(p: float | None) -> str:
+    """A p-value as a reader sees it; None where no pairs of outcomes could be compared.
 
     Examples:
-      >>> p_value(0.0321), p_value(1e-9)
-      ('p = 0.032', 'p < 0.001')
+      >>> p_value(0.0321), p_value(1e-9), p_value(None)
+      ('p = 0.032', 'p < 0.001', 'not paired')
     """
+    if p is None:
+        return "not paired"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 

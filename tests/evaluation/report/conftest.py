@@ -9,7 +9,7 @@ from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE
 
 
 def result(kind, metric, *, items=50, left_out=0, **right):
-    """What `evaluate` returns for one task; per metric the number of right items, spread evenly."""
+    """A `TaskResult`; per metric the number of right items, spread evenly."""
     scores = {}
     for name, count in right.items():
         outcomes = [int((i * count) % items < count) for i in range(items)]
@@ -20,21 +20,24 @@ def result(kind, metric, *, items=50, left_out=0, **right):
         }
         scores[name] = {**estimate(outcomes)._asdict(), "types": types, "outcomes": outcomes}
     return {
+        "title": "A task",
+        "language": "en",
         "kind": kind,
         "metric": metric,
+        "protocol": "generate",
         "items": items,
-        "left_out": {"several right answers": left_out, "too long": 0},
-        "seconds": 1.5,
-        "scores": scores,
+        "left_out": {"longer than the context": left_out},
+        "protocols": {"generate": {"unreadable": 0.0, "scores": scores}},
     }
 
 
 def results(coding, valid, unseen):
     """Both tasks of a stage; the alignment-required one first, so that order is the report's."""
-    return {
+    tasks = {
         "coding": result(ALIGNMENT, "exact_match", exact_match=coding, valid_format=valid),
         "unseen": result(KNOWLEDGE, "accuracy", accuracy=unseen, left_out=3),
     }
+    return {"format": 1, "status": "complete", "tasks": tasks}
 
 
 def curve(name, steps, *, has_leak):

@@ -4,6 +4,7 @@ import pytest
 
 from medcare_jax.evaluation.metrics import mcnemar_exact
 from medcare_jax.evaluation.report.comparison import Change, compare, findings
+from medcare_jax.evaluation.results import headline
 
 
 def test_rows_hold_the_numbers_of_every_stage(report):
@@ -18,8 +19,7 @@ def test_rows_hold_the_numbers_of_every_stage(report):
     assert list(row.changes) == [("base", "mka"), ("mka", "da"), ("base", "da")]
     assert row.changes["mka", "da"].delta == pytest.approx(0.4)
     mka, da = (
-        report.scores[stage]["coding"]["scores"]["exact_match"]["outcomes"]
-        for stage in ("mka", "da")
+        headline(report.scores[stage]["tasks"]["coding"])["outcomes"] for stage in ("mka", "da")
     )
     assert row.changes["mka", "da"].p_value == mcnemar_exact(mka, da)
 
@@ -65,8 +65,8 @@ def test_one_stage_or_none_has_nothing_to_compare(report):
 
 
 def test_stages_of_other_items_are_refused(report):
-    task = report.scores["da"]["coding"]
-    other = {**report.scores["da"], "coding": {**task, "items": 49}}
+    tasks = report.scores["da"]["tasks"]
+    other = {"tasks": {**tasks, "coding": {**tasks["coding"], "items": 49}}}
     with pytest.raises(ValueError, match="score all stages on the same files"):
         compare({**report.scores, "da": other})
     with pytest.raises(ValueError, match="got sft"):

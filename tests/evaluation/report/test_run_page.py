@@ -8,6 +8,7 @@ import pytest
 from medcare_jax.evaluation.report.comparison import compare
 from medcare_jax.evaluation.report.content import RunReport, StageCurve
 from medcare_jax.evaluation.report.run_page import html_page, stage_facts
+from medcare_jax.evaluation.results import headline
 from tests.evaluation.report.reading import Reader, read_page
 
 
@@ -42,9 +43,7 @@ def test_scores_by_type_are_the_inputs(report):
     for task in ("unseen", "coding"):
         for kind in ("chapter", "title"):
             entries = [
-                report.scores[stage][task]["scores"][report.scores[stage][task]["metric"]]["types"][
-                    kind
-                ]
+                headline(report.scores[stage]["tasks"][task])["types"][kind]
                 for stage in ("base", "mka", "da")
             ]
             shown = rows[task, kind]
@@ -93,7 +92,7 @@ def test_facts_of_a_stage():
 
 
 def test_what_was_left_out_is_said(report):
-    assert "Left out of every stage: unseen: 3 several right answers." in html_page(report)
+    assert "Left out of every stage: unseen: 3 longer than the context." in html_page(report)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,10 @@ def test_any_part_may_be_missing(report, changes):
 def test_text_cannot_become_markup(report):
     evil = '"><script>alert(1)</script>'
     scores = {
-        stage: {evil if task == "coding" else task: result for task, result in results.items()}
+        stage: {
+            **results,
+            "tasks": {evil if t == "coding" else t: r for t, r in results["tasks"].items()},
+        }
         for stage, results in report.scores.items()
     }
     stages = tuple(dataclasses.replace(stage, name=evil) for stage in report.stages)

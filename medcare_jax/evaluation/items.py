@@ -1,0 +1,191 @@
+"""What a record of a test file asks for, and its gold, by family of task.
+
+| family | asks for | gold |
+|---|---|---|
+| exam | letters of the options that the prompt lists | letters |
+| options | the text of one of the options of `eval.options` | text |
+| diagnoses | ICD-10-CM codes in a strict format | text in that format |
+| findings | entities, one line per type | list of `{"entity", "type"}` |
+| cblue | one of PromptCBLUE's 16 tasks | structure, see `scoring/cblue_parse.py` |
+| label | one of the choices | the choice |
+| section | header and text of a section of a note | `{"section_header", "section_text"}` |
+| summary | a short text | text |
+| open | an answer that a judge marks | text |
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from medcare_jax.data.records import Record, RecordError, Turn
+from medcare_jax.evaluation.answers import FORMATS, option_lines, parse_diagnoses
+from medcare_jax.evaluation.scoring.cblue_parse import PARSERS, parse
+
+Family = Literal[
+    "exam", "options", "diagnoses", "findings", "cblue", "label", "section", "summary", "open"
+]
+
+
+class Item(NamedTuple):
+    """One request.
+
+    Attributes:
+      id: `eval.sample_id`, else the record's id.
+      type: subject or sort of request; of CBLUE, the task; empty if the file gives none.
+      turns: the prompt, ending with a human turn.
+      gold: the right answer, as the table above says.
+      options: of exams by letter, of options by text: the text of each.
+      choices: the labels, types of entities or format that the answer is to have.
+      facts: of open answers, what a judge is shown beside the prompt.
+    """
+
+    id: str
+    type: str
+    turns: tuple[Turn, ...]
+    gold: Any
+    options: Mapping[str, str] = {}
+    choices: tuple[str, ...] = ()
+    facts: Mapping[str, str] = {}
+
+    @property
+    def letters(self) -> str:
+        """The gold of an exam without what stands between its letters."""
+        return re.sub("[^A-Z]", "", self.gold)
+
+
+def read_item(record: Record, family: Family) -> Item:
+    """The item of a record.
+
+    Raises:
+      RecordError: its gold is missing or is not what the family asks for.
+    """
+    if record.evaluation is None:
+        raise RecordError(record.location, "eval", "expected an object, the gold; got none")
+    if record.turns[-1].role != "gpt" or record.turns[-2].role != "human":
+        raise RecordError(record.location, "conversations", "expected a prompt, then its gold")
+    facts = record.evaluation
+    kind = facts.get("task_dataset") if family == "cblue" else facts.get("type")
+    item = Item(
+        str(facts.get("sample_id", record.id)), str(kind or ""), record.turns[:-1], gold=None
+    )
+    return _READERS[family](record, facts, item)
+
+
+def _exam(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
+    """Letters among the option lines of the prompt."""
+    options = option_lines(record.turns[-2].text)
+    for name in ("answer_idx", "answer"):
+        gold = facts.get(name)
+        if not isinstance(gold, str) or not re.fullmatch(r"[A-Z][A-Z,，、;；\s]*", gold):
+            continue
+        if set(re.sub("[^A-Z]", "", gold)) <= set(options):
+            return item._replace(gold=gold, options=options)
+    problem = f"expected letters among {', '.join(options) or 'lines A. ... of the prompt'}"
+    raise RecordError(record.location, "eval.answer", problem)
+
+
+def _options(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
+    """One of given texts."""
+    options = facts.get("options")
+    if (
+        not isinstance(options, list)
+        or not all(isinstance(option, str) and option for option in options)
+        or options.count(facts.get("answer")) != 1
+    ):
+        problem = "expected texts, just one of them the answer"
+        raise RecordError(record.location, "eval.options", problem)
+    return item._replace(gold=facts["answer"], options={text: text for text in options})
+
+
+def _diagnoses(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
+    """A text in a format."""
+    gold = _text(record, facts, "answer")
+    for form in FORMATS:
+        if facts.get("format") == form:
+            if parse_diagnoses(gold, form) is None:
+                raise RecordError(record.location, "eval.answer", f"is not in format {form}")
+            return item._replace(gold=gold, choices=(form,))
+    raise RecordError(record.location, "eval.format", f"expected one of {', '.join(FORMATS)}")
+
+
+def _findings(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
+    """A list of entities."""
+    gold = facts.get("answer")
+    if not isinstance(gold, list) or not all(
+        isinstance(one, dict) and one.keys() == {"entity", "type"} for one in gold
+    ):
+        problem = 'expected a list of {"entity", "type"}'
+        raise RecordError(record.location, "eval.answer", problem)
+    return item._replace(gold=gold, choices=_choices(record, facts))
+
+
+def _cblue(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
+    """A task of PromptCBLUE; the gold text is read by the rules that read answers."""
+    task = facts.get("task_dataset")
+    if task not in PARSERS:
+        problem = f"expected one of {', '.join(PARSERS)}"
+        raise RecordError(record.location, "eval.task_dataset", problem)
+    choices = () if facts.get("answer_choices") is None else _choices(record, facts)
+    gold = parse(task, record.turns[-1].text, choices, "reference")
+    return item._replace(gold=gold, choices=choices)
+
+
+def _label(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
+    """One of the choices."""
+    choices = _choices(record, facts)
+    if facts.get("answer") not in choices:
+        raise RecordError(record.location, "eval.answer", "expected one of eval.answer_choices")
+    return item._replace(gold=facts["answer"], choices=choices)
+
+
+def _section(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
+    """A header and a text."""
+    gold = facts.get("answer")
+    if not isinstance(gold, dict) or not all(
+        isinstance(gold.get(name), str) for name in ("section_header", "section_text")
+    ):
+        problem = "expected an object with section_header and section_text"
+        raise RecordError(record.location, "eval.answer", problem)
+    return item._replace(gold=gold, choices=_choices(record, facts))
+
+
+def _summary(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
+    """A text."""
+    return item._replace(gold=_text(record, facts, "answer"))
+
+
+def _open(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
+    """A text that a judge compares with."""
+    names = ("description", "question", "solution")
+    given = {name: str(facts[name]) for name in names if facts.get(name)}
+    gold = given.get("solution", record.turns[-1].text)
+    return item._replace(gold=gold, facts=given)
+
+
+_READERS = {
+    "exam": _exam,
+    "options": _options,
+    "diagnoses": _diagnoses,
+    "findings": _findings,
+    "cblue": _cblue,
+    "label": _label,
+    "section": _section,
+    "summary": _summary,
+    "open": _open,
+}
+
+
+def _text(record: Record, facts: Mapping[str, Any], name: str) -> str:
+    """A text of the gold."""
+    value = facts.get(name)
+    if not isinstance(value, str) or not value:
+        raise RecordError(record.location, f"eval.{name}", "expected a text, the gold; got none")
+    return value
+
+
+def _choices(record: Record, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """The answer choices."""
+    choices = facts.get("answer_choices")
+    if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
+        raise RecordError(record.location, "eval.answer_choices", "expected a list of texts")
+    return tuple(choices)

@@ -1,0 +1,189 @@
+"""Scores of answers that are in a file already, without a model.
+
+The file is JSON Lines as the reference's generation writes it: `{"prompt", "text",
+"additional_info": {gold}}` each; `output` may stand for `text`, `eval` for `additional_info`. Where
+lines carry no gold, a folder of test files has it, item by item.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medcare_jax.data.records import RecordError, Turn
+from medcare_jax.data.scanning import scan_json
+from medcare_jax.evaluation.grading import Grade, grade
+from medcare_jax.evaluation.items import Item
+from medcare_jax.evaluation.results import FORMAT, Results, Sample
+from medcare_jax.evaluation.scoring import Rules
+from medcare_jax.evaluation.scoring.cblue_score import PredictionError, check_order
+from medcare_jax.evaluation.structured import read_structured, with_structured_gold
+from medcare_jax.evaluation.summaries import Graded, summarise
+from medcare_jax.evaluation.tasks import TASKS, TaskSpec, load_tasks
+from medcare_jax.files import file_digest
+
+SUPPLIED = "generate"
+
+
+class Scored(NamedTuple):
+    """Results and samples of a file of answers."""
+
+    results: Results
+    samples: list[Sample]
+
+
+class _Line(NamedTuple):
+    """One line of the file."""
+
+    location: str
+    text: str
+    info: Mapping[str, Any] | None
+    prompt: str
+
+
+def score_predictions(
+    path: Path, task: str, rules: Rules, *, data: Path | None = None, seed: int = 0
+) -> Scored:
+    """Scores a file of answers to one task.
+
+    Args:
+      path: the file.
+      task: a key of `TASKS`.
+      rules: see the package `scoring`.
+      data: a folder with the task's test file, or of CBLUE a file of structured gold; None: every
+        line carries its gold.
+      seed: of the bootstrap.
+
+    Raises:
+      RecordError: a line is no object with a text, or lacks its gold; by file and line.
+      PredictionError: with `data`, answers of another number, or in another order.
+    """
+    spec = TASKS[task]
+    lines = _read(path)
+    items, source = _items(path, lines, task, data)
+    grades = [grade(spec, i, line.text, rules) for i, line in zip(items, lines, strict=True)]
+    graded = [_graded(i, g) for i, g in zip(items, grades, strict=True)]
+    results: Results = {
+        "format": FORMAT,
+        "status": "complete",
+        "model": {
+            "name": path.name,
+            "kind": "predictions",
+            "digest": file_digest(path),
+            "keep": [],
+            "stage": None,
+            "step": None,
+        },
+        "settings": {"rules": rules, "seed": seed},
+        "versions": {},
+        "data": {task: [{"file": source.name, "sha256": file_digest(source)}]},
+        "tasks": {
+            task: {
+                "title": spec.title,
+                "language": spec.language,
+                "kind": spec.kind,
+                "metric": spec.metric,
+                "protocol": SUPPLIED,
+                "items": len(items),
+                "left_out": {},
+                "protocols": {
+                    SUPPLIED: {
+                        "unreadable": sum(g.parsed is None for g in grades) / len(grades),
+                        "scores": summarise(spec, graded, rules, seed=seed),
+                    }
+                },
+            }
+        },
+    }
+    samples = [_sample(task, *row) for row in zip(items, lines, grades, strict=True)]
+    return Scored(results, samples)
+
+
+def _read(path: Path) -> list[_Line]:
+    """The lines of the file, each with a text."""
+    lines = []
+    for location, value in scan_json(path):
+        if isinstance(value, RecordError):
+            raise value
+        if not isinstance(value, dict):
+            raise RecordError(location, "", "expected an object")
+        text = value.get("text", value.get("output"))
+        if not isinstance(text, str):
+            raise RecordError(location, "text", "expected the answer, got none")
+        info = value.get("additional_info", value.get("eval"))
+        if info is not None and not isinstance(info, dict):
+            raise RecordError(location, "additional_info", "expected an object, the gold")
+        lines.append(_Line(location, text, info, str(value.get("prompt", ""))))
+    if not lines:
+        raise RecordError(f"{path}:1", "", "expected at least one answer, got none")
+    return lines
+
+
+def _items(
+    path: Path, lines: Sequence[_Line], task: str, data: Path | None
+) -> tuple[list[Item], Path]:
+    """The items answered, and the file that has their gold."""
+    spec = TASKS[task]
+    if data is None:
+        return [_with_gold(spec, line) for line in lines], path
+    if data.is_file():
+        if spec.family != "cblue":
+            raise ValueError(f"--data={data}: expected a folder; only CBLUE has gold in one file")
+        bare = [_item(spec, line) for line in lines]
+        return with_structured_gold(bare, read_structured(data), data), data
+    (loaded,) = load_tasks(data, [task])
+    known = [str((line.info or {}).get("sample_id", "")) for line in lines]
+    items = [item.id for item in loaded.items]
+    if len(known) == len(items):  # lines without an id are taken in the file's order
+        known = [mine or theirs for mine, theirs in zip(known, items, strict=True)]
+    check_order(task, items, known)
+    return list(loaded.items), loaded.path
+
+
+def _item(spec: TaskSpec, line: _Line) -> Item:
+    """The item that a line describes, without its gold."""
+    info = line.info or {}
+    kind = info.get("task_dataset") if spec.family == "cblue" else info.get("type")
+    return Item(
+        str(info.get("sample_id", line.location.rpartition(":")[2])),
+        str(kind or ""),
+        (Turn("human", line.prompt),),
+        gold=None,
+        options=dict.fromkeys("ABCDEFGHIJ", "") if spec.family == "exam" else {},
+        choices=tuple(info.get("answer_choices") or ()),
+    )
+
+
+def _with_gold(spec: TaskSpec, line: _Line) -> Item:
+    """The item that a line describes, with the gold that it carries."""
+    names = ["answer", "answer_idx"]
+    if spec.rule.startswith("mmedbench"):
+        names.reverse()
+    golds = [line.info[name] for name in names if line.info and line.info.get(name) is not None]
+    if not golds:
+        problem = "expected the gold, got none; name the folder of the test files with --data"
+        raise RecordError(line.location, f"additional_info.{names[0]}", problem)
+    return _item(spec, line)._replace(gold=golds[0])
+
+
+def _graded(item: Item, found: Grade) -> Graded:
+    """What a summary needs."""
+    return Graded(item.type, found.scores, found.counts, found.parsed, item.gold)
+
+
+def _sample(task: str, item: Item, line: _Line, found: Grade) -> Sample:
+    """An answer as `samples.jsonl` has it."""
+    return {
+        "task": task,
+        "protocol": SUPPLIED,
+        "id": item.id,
+        "type": item.type,
+        "prompt": [{"role": "user", "content": turn.text} for turn in item.turns],
+        "output": line.text,
+        "parsed": found.parsed,
+        "gold": item.gold,
+        "scores": found.scores,
+        "details": {"unreadable": found.parsed is None},
+    }
+
+
+__all__ = ["PredictionError", "Scored", "score_predictions"]

@@ -1,0 +1,152 @@
+"""What `tools/evaluate.py` does: a model on tasks, or answers that are there already."""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+
+from medcare_jax.evaluation.evaluator import Options, evaluate, num_answers
+from medcare_jax.evaluation.journal import write_samples
+from medcare_jax.evaluation.predictions import score_predictions
+from medcare_jax.evaluation.report.evaluation_report import write_evaluation_report
+from medcare_jax.evaluation.results import Results, read_results, write_results
+from medcare_jax.evaluation.scoring import Rules
+from medcare_jax.evaluation.summaries import score_lines
+from medcare_jax.evaluation.tasks import load_tasks, task_name
+from medcare_jax.run.facts import versions
+from medcare_jax.run.progress import Display
+from medcare_jax.run.prompts import Generation, answer_file
+from medcare_jax.run.subjects import Asked, open_subject
+from medcare_jax.run.workdir import WorkdirError, hold
+from medcare_jax.settings import MeshSettings
+from medcare_jax.sharding import make_mesh
+
+ALL = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is asked for; fields as the flags of `tools/evaluate.py`.
+
+    Attributes:
+      model: Which model.
+      data: Folder of test files.
+      tasks: Names; `all`: every task whose file is there.
+      output: Folder of the results.
+      options: How to ask and score.
+      write_samples: Whether prompts and answers are written.
+      overwrite: Whether results of another evaluation may be replaced.
+    """
+
+    model: Asked
+    data: pathlib.Path
+    tasks: tuple[str, ...]
+    output: pathlib.Path
+    options: Options
+    write_samples: bool = True
+    overwrite: bool = False
+
+
+def run_evaluation(asked: Evaluation, display: Display) -> Results:
+    """Scores a model; stopped at any point, the same call goes on from there.
+
+    Raises:
+      ValueError, OSError: What was given cannot be used; the message says what to do.
+    """
+    names = () if asked.tasks == (ALL,) else asked.tasks
+    tasks = load_tasks(asked.data, names, limit=asked.options.limit)
+    counts = ", ".join(f"{task.name} {len(task.items)}" for task in tasks)
+    display.line(f"items: {counts}")
+    with hold(asked.output):
+        mesh = make_mesh(MeshSettings())
+        with jax.set_mesh(mesh):
+            display.headline(asked.model.path)
+            subject, model = open_subject(asked.model, mesh)
+            if not asked.overwrite:
+                _refuse_other(asked.output, model["digest"])
+            done = collections.Counter[str]()
+            total = num_answers(tasks, asked.options.protocols)
+            with display.bar("answers", total) as bar:
+
+                def count(what: str, items: int) -> None:
+                    done[what] += items
+                    bar.update(done.total(), {})
+
+                results = evaluate(
+                    subject,
+                    model,
+                    tasks,
+                    asked.options,
+                    asked.output,
+                    versions=versions(),
+                    write_samples=asked.write_samples,
+                    on_done=count,
+                )
+    if not done:
+        display.line("the scores are there already")
+    write_evaluation_report(asked.output)
+    _tell(results, asked.output, display.line)
+    return results
+
+
+def run_prompts(
+    model: Asked,
+    source: pathlib.Path,
+    target: pathlib.Path,
+    generation: Generation,
+    display: Display,
+) -> None:
+    """Answers a file of prompts, without scores; see `run/prompts.py`."""
+    mesh = make_mesh(MeshSettings())
+    with jax.set_mesh(mesh):
+        subject, facts = open_subject(model, mesh)
+        counts = answer_file(source, target, *subject, model=facts["digest"], generation=generation)
+    display.line(f"{target}: {counts.prompts} answers, {counts.skipped} skipped, {counts.cut} cut")
+
+
+def run_predictions(
+    path: pathlib.Path,
+    task: str,
+    rules: Rules,
+    display: Display,
+    *,
+    data: pathlib.Path | None = None,
+    output: pathlib.Path | None = None,
+) -> Results:
+    """Scores answers that are in a file.
+
+    Args:
+      path: The file; see `evaluation/predictions.py`.
+      task: Which task's answers they are.
+      rules: `reference` or `strict`.
+      display: What the person sees.
+      data: Folder of test files, or CBLUE's structured gold; None: each line carries its gold.
+      output: Where `results.json` and `samples.jsonl` go; None: nowhere.
+    """
+    scored = score_predictions(path, task_name(task), rules, data=data)
+    if output is not None:
+        write_samples(output, scored.samples)
+        write_results(output, scored.results)
+        write_evaluation_report(output)
+    _tell(scored.results, output, display.line)
+    return scored.results
+
+
+def _tell(results: Results, folder: pathlib.Path | None, say: Callable[[str], None]) -> None:
+    """Scores, and where they lie."""
+    for line in score_lines(results):
+        say(line)
+    if folder is not None:
+        say(f"report: {folder / 'report.html'}")
+
+
+def _refuse_other(folder: pathlib.Path, digest: str) -> None:
+    """Keeps hours of work from being written over by accident."""
+    known = read_results(folder)
+    if known is not None and known["model"]["digest"] != digest:
+        raise WorkdirError(
+            f"{folder} has the results of {known['model']['name']}, whose weights are others; name "
+            "another --output, or give --overwrite"
+        )

@@ -1,0 +1,95 @@
+"""Answers that are in a file: the golden files through the front door, and bad files refused."""
+
+import json
+
+import pytest
+
+from medcare_jax.data.records import RecordError
+from medcare_jax.evaluation.predictions import score_predictions
+from medcare_jax.evaluation.results import headline
+from medcare_jax.evaluation.scoring.cblue_score import PredictionError
+from tests.evaluation.records import record, write
+from tests.evaluation.scoring.golden import document, lines
+
+
+@pytest.mark.parametrize("damage", ["exact", "light", "heavy"])
+def test_cblue_with_structured_gold(shared, damage):
+    folder = shared / "golden" / "scoring" / "cblue_invented"
+    path, gold = folder / f"{damage}.questions.jsonl", folder / "gold_structured.json"
+    results = score_predictions(path, "cblue", "reference", data=gold).results
+    expected = document(folder / f"{damage}.scores.json")["summary"]["score"]
+    assert headline(results["tasks"]["cblue"])["score"] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("multiplechoice_acc", "cmb"),
+        ("multiplechoice_en_acc", "medqa"),
+        ("mmedbench_en_cot_acc", "mmedbench_en"),
+    ],
+)
+def test_exams_with_their_gold_in_every_line(shared, name, task):
+    path = shared / "golden" / "scoring" / "choice" / f"{name}.jsonl"
+    scored = score_predictions(path, task, "reference")
+    marks = [line["score"] for line in lines(path)]
+    assert headline(scored.results["tasks"][task])["outcomes"] == marks
+    assert [sample["scores"]["accuracy"] for sample in scored.samples] == marks
+
+
+def answers(path, *texts, **info):
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": "?", "text": text, "additional_info": {**info}}) + "\n"
+            for text in texts
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    items = [record("Which?\nA. one\nB. two", "B", n) for n in range(2)]
+    write(tmp_path, "medqa", *items)
+    return tmp_path
+
+
+def test_gold_may_come_from_a_folder(folder):
+    path = answers(folder / "infer.jsonl", "The answer is B", "The answer is A")
+    results = score_predictions(path, "medqa", "strict", data=folder).results
+    assert headline(results["tasks"]["medqa"])["outcomes"] == [1, 0]
+    assert results["data"]["medqa"][0]["file"] == "MedQA.json"
+
+
+def test_answers_of_another_number_or_order_are_refused(folder):
+    path = answers(folder / "infer.jsonl", "The answer is B")
+    with pytest.raises(PredictionError, match="medqa: expected 2 predictions, .* got 1"):
+        score_predictions(path, "medqa", "strict", data=folder)
+    path = answers(folder / "infer.jsonl", "x", "y", sample_id="s1")
+    with pytest.raises(PredictionError, match="prediction 1 to be of item 's0', got 's1'"):
+        score_predictions(path, "medqa", "strict", data=folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected at least one answer"),
+        ('["x"]', ":1: expected an object|:1: .*object"),
+        ('{"prompt": "x"}', "infer.jsonl:1: text: expected the answer"),
+        ('{"text": "x"}', "infer.jsonl:1: additional_info.answer: expected the gold.*--data"),
+        ('{"text": "x", "additional_info": {}}', "additional_info.answer: expected the gold"),
+        ('{"text": "x", "additional_info": 3}', "additional_info: expected an object"),
+        ("{", "infer.jsonl:1"),
+    ],
+)
+def test_a_bad_file_is_refused_by_its_line(tmp_path, text, message):
+    path = tmp_path / "infer.jsonl"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=message):
+        score_predictions(path, "medqa", "reference")
+
+
+def test_gold_in_one_file_is_for_cblue(folder):
+    path = answers(folder / "infer.jsonl", "x", "y")
+    with pytest.raises(ValueError, match="expected a folder"):
+        score_predictions(path, "medqa", "reference", data=folder / "MedQA.json")
