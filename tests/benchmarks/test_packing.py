@@ -39,6 +39,7 @@ def test_padding_in_numbers():
     assert packing.padded_share(np.full(8, 7), 4) == 1
 
 
+@pytest.mark.slow
 def test_both_ways_are_timed(tmp_path):
     """One shape of each kind, since dialogues are of one length."""
     data = write_dialogues(tmp_path / "train.jsonl", [20] * 16)

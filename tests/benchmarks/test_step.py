@@ -38,7 +38,8 @@ def tiny_config():
 @pytest.mark.torch
 def test_contenders_agree_on_a_tiny_model(monkeypatch):
     """Rates of 2e-3 move the losses far more than the 1e-4 that contenders may differ by."""
-    monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as PyTorch has
+    # One device, as PyTorch has; compiled in a fifth of the time, to the same program.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     result = step.measure(tiny_config(), repeats=1, steps=3, warmup=2)
     json.dumps(result)
     rows = result["contenders"]
