@@ -6,10 +6,11 @@ random or real; the prompts are random ids of varied length, since what they say
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from medcare_jax.conversion.huggingface import save_huggingface
 from medcare_jax.generation.sampler import Sampler
@@ -86,6 +87,21 @@ def measure(
         },
         "identical": sum(same) / len(same),
     }
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """The result for a screen."""
+    columns = ("contender", "batch", "tok/s", "tok/CPU-s")
+    shown = Table(*columns, title=f"Greedy generation of {result['new_tokens']} tokens")
+    for run in result["runs"]:
+        speeds = (run["tokens_per_second"], run["tokens_per_cpu_second"])
+        shown.add_row(run["contender"], str(run["batch"]), *(f"{speed:.0f}" for speed in speeds))
+    speedup = result["speedup"]
+    shown.caption = (
+        f"faster by {speedup['second']:.2f} x, by CPU-seconds {speedup['cpu_second']:.2f} x; "
+        f"{result['identical']:.0%} of the prompts got the same tokens"
+    )
+    return shown
 
 
 def _speed(run: dict[str, Any]) -> str:
