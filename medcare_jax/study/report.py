@@ -108,7 +108,8 @@ def _geometry(results: Sequence[Result]) -> list[tuple[str, list[str], list[list
         for when in ("before", "after")
     ]
     angles.append(["random subspaces", "", "", f"{mean('angles', 'random'):.3f}"])
-    names, shares = list(found[0]["bases"]), ("width", "overlap", "effect_removed")
+    names = sorted(found[0]["bases"], key=lambda name: (not name.startswith("s"), name))
+    shares = ("width", "overlap", "effect_removed")
     bases = [
         [name, *(f"{100 * mean('bases', name, key):.1f} %" for key in shares)] for name in names
     ]

@@ -96,7 +96,9 @@ class SeedRuns:
         found.pop("trees")
         if distributed.is_first():
             write_json(run.workdir / "result.json", found)
-        return found
+        # As it will be read when the study goes on: the table must not depend on when it stopped.
+        again: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
+        return again
 
     def _mka(self, cell: Cell) -> dict[str, Any]:
         """MKA's trees and the scores after it; trained once for all cells that share it."""

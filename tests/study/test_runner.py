@@ -1,4 +1,4 @@
-"""A study of two cells in seconds: what it leaves, what is done once, what a digest separates."""
+"""A study of two cells of a few steps: what it leaves, what is done once, what digests separate."""
 
 import json
 import pathlib
@@ -11,6 +11,8 @@ from medcare_jax.run.progress import Display
 from medcare_jax.study import measures
 from medcare_jax.study.runner import run_study
 from medcare_jax.study.settings import make_study
+
+pytestmark = pytest.mark.slow  # compiles a stage's step and the evaluation for each cell
 
 CELLS = (
     {"name": "none", "constraint": {"kind": "none"}},
