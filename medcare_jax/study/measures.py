@@ -1,13 +1,12 @@
 """What is measured of a cell: scores and NLL of every task, angles, effect on knowledge inputs."""
 
-import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from medcare_jax import distributed
 from medcare_jax.data.pipeline import TrainingBatches, make_batches
 from medcare_jax.evaluation.asking import Subject
 from medcare_jax.evaluation.evaluator import evaluate
@@ -28,6 +27,7 @@ from medcare_jax.orthogonality import (
 )
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE, Tree, flatten, merge
 from medcare_jax.run.context import Run
+from medcare_jax.run.facts import versions
 from medcare_jax.run.outputs import options_of, run_model
 from medcare_jax.training.loop import device_batches
 from medcare_jax.training.stages import select
@@ -35,27 +35,25 @@ from medcare_jax.training.stages import select
 ENERGIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 
-def task_scores(
-    run: Run, tests: pathlib.Path, components: Components, trees: Mapping[str, Tree]
-) -> dict[str, Any]:
-    """By task of the folder `tests`: its kind, headline score, outcomes, and NLL per gold token."""
+def task_scores(run: Run, components: Components, trees: dict[str, Tree]) -> dict[str, Any]:
+    """By task: its kind, its headline score, the outcomes per item, and NLL per gold token."""
     decoder, params = run.decoder(components), merge(trees)
-    with tempfile.TemporaryDirectory() as folder:  # a cell keeps its scores in its own result
-        found = evaluate(
-            Subject(decoder, params, run.base.tokenizer),
-            run_model(run, "cell", trees),
-            run.data.tasks,
-            options_of(run.settings),
-            pathlib.Path(folder),
-            versions={},
-            write_samples=False,
-        )
+    found = evaluate(
+        Subject(decoder, params, run.base.tokenizer),
+        run_model(run, run.workdir.name, trees),
+        run.data.tasks,
+        options_of(run.settings),
+        run.workdir / "evaluation",
+        versions=versions(),
+        write_samples=False,
+        is_writer=distributed.is_first(),
+    )
     scores = {}
     for task in run.data.tasks:
         main = headline(found["tasks"][task.name])
         if main is None:
-            raise ValueError(f"task {task.name}: no item fits the context, so it has no score")
-        nll = dialogue_nll(decoder, params, device_batches(_gold(run, tests, task), run.mesh, 0))
+            raise ValueError(f"task {task.name!r} has no score: it waits for a judge")
+        nll = dialogue_nll(decoder, params, device_batches(_gold(run, task), run.mesh, 0))
         scores[task.name] = {
             "kind": task.spec.kind,
             "metric": task.spec.metric,
@@ -144,7 +142,7 @@ def _total(effects: Mapping[str, Any]) -> float:
     return float(np.sqrt(sum(np.sum(np.square(each)) for each in effects.values())))
 
 
-def _gold(run: Run, tests: pathlib.Path, task: Task) -> TrainingBatches:
+def _gold(run: Run, task: Task) -> TrainingBatches:
     """A task's prompts with their right answers, packed; what is longer than a row is left out."""
     s = run.settings
     return make_batches(

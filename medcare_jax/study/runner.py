@@ -65,7 +65,6 @@ class SeedRuns:
         self.study, self.seed, self.folder, self.display = study, seed, folder, display
         display.headline(f"seed {seed}")
         settings = self._with_tasks(study.with_seed(study.cells[0], seed))
-        self.tests = pathlib.Path(settings.evaluation.folder or folder / "data" / "test")
         mesh = make_mesh(settings.mesh)
         self.run = open_run(settings, folder, display, mesh)
         self._finished: dict[pathlib.Path, dict[str, Any]] = {}
@@ -89,7 +88,7 @@ class SeedRuns:
             "seed": self.seed,
             "cell": cell.name,
             "mka": mka["after"],
-            **(_one_lora if cell.method == ONE_LORA else _aligned)(run, self.tests, cell, mka),
+            **(_one_lora if cell.method == ONE_LORA else _aligned)(run, cell, mka),
         }
         if cell.name == self.study.baseline:
             found["geometry"] = _geometry(run, mka, found["trees"])
@@ -113,7 +112,7 @@ class SeedRuns:
         after = read_json(path)
         if after is None:
             kept = {name: trees[name] for name in (BASE, KNOWLEDGE)}
-            after = measures.task_scores(run, self.tests, KNOWLEDGE_COMPONENTS, kept)
+            after = measures.task_scores(run, KNOWLEDGE_COMPONENTS, kept)
             if distributed.is_first():
                 write_json(path, after)
         self._finished[run.workdir] = {"trees": trees, "after": after}
@@ -150,7 +149,7 @@ class SeedRuns:
         )
 
 
-def _aligned(run: Run, tests: pathlib.Path, cell: Cell, mka: dict[str, Any]) -> dict[str, Any]:
+def _aligned(run: Run, cell: Cell, mka: dict[str, Any]) -> dict[str, Any]:
     """DA with an alignment module beside the knowledge."""
     job = Job(run)
     if cell.method == KEEP_NOISE:
@@ -161,14 +160,14 @@ def _aligned(run: Run, tests: pathlib.Path, cell: Cell, mka: dict[str, Any]) -> 
     trees = job.train_da(mka["trees"], start)
     return {
         "trees": trees,
-        "after": measures.task_scores(run, tests, job.da.components, trees),
+        "after": measures.task_scores(run, job.da.components, trees),
         "leak": float(max_leak(trees[ALIGNMENT], basis)),
         "width": _mean_width(basis),
         "overlap": measures.overlap_with_knowledge({**trees, KNOWLEDGE: start.knowledge}),
     }
 
 
-def _one_lora(run: Run, tests: pathlib.Path, cell: Cell, mka: dict[str, Any]) -> dict[str, Any]:
+def _one_lora(run: Run, cell: Cell, mka: dict[str, Any]) -> dict[str, Any]:
     """The LoRA of MKA learns on."""
     del cell
     start = jax.tree.map(jnp.copy, mka["trees"][KNOWLEDGE])
@@ -177,7 +176,7 @@ def _one_lora(run: Run, tests: pathlib.Path, cell: Cell, mka: dict[str, Any]) ->
     trees = {**base, KNOWLEDGE: state.learning[KNOWLEDGE]}
     return {
         "trees": trees,
-        "after": measures.task_scores(run, tests, ONE_LORA_DA.components, trees),
+        "after": measures.task_scores(run, ONE_LORA_DA.components, trees),
     }
 
 
