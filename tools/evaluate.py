@@ -5,6 +5,8 @@
     python tools/evaluate.py --model=RUN --stage=mka [--step=120] [--keep=attention,knowledge] ...
     python tools/evaluate.py --model=PATH --prompts=FILE.jsonl --output=FILE.jsonl
     python tools/evaluate.py --predictions=FILE.jsonl --tasks=NAME [--data=DIR] [--rules=strict]
+    python tools/evaluate.py --output=DIR --judge_only --judge_url=URL --judge_model=NAME
+    python tools/evaluate.py --compare=DIR,DIR --output=DIR
 
 A model is a Hugging Face folder, a .gguf file, `embedded`, a name of the hub, the workdir of a run,
 or adapters with --base. Killed at any point, the same command goes on. See docs/evaluation.md.
@@ -41,23 +43,95 @@ _NO_SAMPLES = flags.DEFINE_bool("no_samples", False, "Write no prompts and no an
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the results of another model.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts to answer, without scores.")
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "A file of answers to score.")
+_COMPARE = flags.DEFINE_list("compare", [], "Folders of results to compare with the first of them.")
+_JUDGE_URL = flags.DEFINE_string(
+    "judge_url", "", "OpenAI-compatible endpoint that marks open answers; unset: nothing is sent."
+)
+_JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "The judge, as its endpoint names it.")
+_JUDGE_TASKS = flags.DEFINE_list(
+    "judge_tasks", [], "Tasks to be marked; unset: those that only a judge can score."
+)
+_JUDGE_ONLY = flags.DEFINE_bool("judge_only", False, "Mark the answers in --output, no more.")
+_JUDGE_WORKERS = flags.DEFINE_integer("judge_workers", 4, "Requests at once.", 1)
+_JUDGE_TIMEOUT = flags.DEFINE_float("judge_timeout", 120.0, "Seconds for an answer.", 0.1)
+_JUDGE_PROMPT_PRICE = flags.DEFINE_float(
+    "judge_prompt_price", 0.0, "Money per million prompt tokens.", 0.0
+)
+_JUDGE_COMPLETION_PRICE = flags.DEFINE_float(
+    "judge_completion_price", 0.0, "Money per million tokens of replies.", 0.0
+)
+_JUDGE_MAX_MONEY = flags.DEFINE_float("judge_max_money", 0.0, "Spend no more; 0: no limit.", 0.0)
+_JUDGE_MAX_TOKENS = flags.DEFINE_integer("judge_max_tokens", 0, "The same in tokens.", 0)
 
 
 def main() -> None:
-    """Scores."""
+    """Scores, marks or compares."""
     from medcare_jax.evaluation.tasks import PROTOCOLS
     from medcare_jax.run.progress import Display
 
-    if bool(_MODEL.value) == bool(_PREDICTIONS.value):
+    display = Display()
+    marking = _marking()  # before hours of work, so that a wrong address costs none of them
+    if _COMPARE.value:
+        _compare(display)
+        return
+    if _JUDGE_ONLY.value:
+        if marking is None or not _OUTPUT.value:
+            raise app.UsageError("--judge_only needs --output, --judge_url and --judge_model.")
+    elif bool(_MODEL.value) == bool(_PREDICTIONS.value):
         raise app.UsageError("Give --model=PATH or --predictions=FILE.")
     if unknown := set(_PROTOCOLS.value) - set(PROTOCOLS):
         raise app.UsageError(f"--protocols: {', '.join(unknown)}; known: {', '.join(PROTOCOLS)}")
     if _PREDICTIONS.value:
-        _score_file(Display())
+        _score_file(display)
     elif _PROMPTS.value:
-        _answer_prompts(Display())
-    else:
-        _score_model(Display())
+        _answer_prompts(display)
+    elif _MODEL.value:
+        _score_model(display)
+    if marking is not None:
+        _mark(marking, display)
+
+
+def _marking():
+    """The judge, if one is named."""
+    if not _JUDGE_URL.value:
+        if _JUDGE_MODEL.value or _JUDGE_TASKS.value:
+            raise app.UsageError("A judge needs --judge_url=https://HOST/v1; nothing was sent.")
+        return None
+    from medcare_jax.evaluation.judging.endpoint import Endpoint
+    from medcare_jax.evaluation.judging.judge import Budget
+    from medcare_jax.run.marking import Marking
+
+    if not _OUTPUT.value:
+        raise app.UsageError("A judge needs --output=DIR, where the answers lie.")
+    return Marking(
+        endpoint=Endpoint(_JUDGE_URL.value, _JUDGE_MODEL.value, timeout=_JUDGE_TIMEOUT.value),
+        tasks=tuple(_JUDGE_TASKS.value),
+        budget=Budget(
+            prompt_price=_JUDGE_PROMPT_PRICE.value,
+            completion_price=_JUDGE_COMPLETION_PRICE.value,
+            most_money=_JUDGE_MAX_MONEY.value,
+            most_tokens=_JUDGE_MAX_TOKENS.value,
+        ),
+        workers=_JUDGE_WORKERS.value,
+    )
+
+
+def _mark(marking, display) -> None:
+    """The judge's marks."""
+    from medcare_jax.run.marking import mark_answers
+
+    mark_answers(pathlib.Path(_OUTPUT.value), marking, display)
+
+
+def _compare(display) -> None:
+    """Evaluations side by side."""
+    from medcare_jax.evaluation.report.paired import compare_folders
+
+    if not _OUTPUT.value:
+        raise app.UsageError("--compare needs --output=DIR.")
+    folders = [pathlib.Path(folder) for folder in _COMPARE.value]
+    for path in compare_folders(folders, pathlib.Path(_OUTPUT.value)):
+        display.line(f"comparison: {path}")
 
 
 def _score_file(display) -> None:

@@ -311,5 +311,7 @@ def _in_order(work: Sequence[_Work], journal: Journal) -> Iterator[Sample]:
 
 def _key(results: Results) -> str:
     """What stands for model, items and settings."""
-    same: list[Any] = [results["model"], results["settings"], results["versions"], results["data"]]
+    # A judge is named afterwards, when marks are added; what was answered stays the same.
+    settings = {name: value for name, value in results["settings"].items() if name != "judge"}
+    same: list[Any] = [results["model"], settings, results["versions"], results["data"]]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()

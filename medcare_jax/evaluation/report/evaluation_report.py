@@ -68,6 +68,8 @@ def write_evaluation_report(folder: Path) -> tuple[Path, Path]:
     texts = {"report.md": markdown(results), "report.html": page(results, samples)}
     for name, content in texts.items():
         write_text(folder / name, content)
+    if samples:  # as private as the samples themselves
+        (folder / "report.html").chmod(0o600)
     return folder / "report.md", folder / "report.html"
 
 

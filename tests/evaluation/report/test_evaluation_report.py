@@ -1,6 +1,7 @@
 """The two files of a report, from the two files of an evaluation."""
 
 import json
+import stat
 
 import pytest
 
@@ -29,6 +30,7 @@ def test_both_files_are_written_with_the_answers(tmp_path):
     paths = write_evaluation_report(tmp_path)
     assert [path.name for path in paths] == ["report.md", "report.html"]
     assert "Question 7?" in paths[1].read_text()
+    assert stat.S_IMODE(paths[1].stat().st_mode) == 0o600
     assert "Question 7?" not in paths[0].read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "report.html", "report.md", "results.json", "samples.jsonl",

@@ -1,0 +1,52 @@
+"""The command from outside: a judge on this machine, a comparison, and what it refuses."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from medcare_jax.evaluation.results import read_results, write_results
+from tests.evaluation.judging.server import always, serve
+from tests.evaluation.judging.test_folder import folder  # noqa: F401  a fixture
+from tests.evaluation.report.evaluations import results_of, task_result
+
+TOOL = pathlib.Path(__file__).parents[2] / "tools" / "evaluate.py"
+KEY = "k-very-secret"
+
+
+def evaluate(*arguments):
+    environment = {**os.environ, "MEDCARE_JUDGE_KEY": KEY, "PYTHONPATH": str(TOOL.parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(TOOL), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert KEY not in done.stdout + done.stderr
+    return done
+
+
+def test_answers_on_disk_are_marked(folder):  # noqa: F811
+    with serve(always()) as (stub, url):
+        done = evaluate(
+            f"--output={folder}", "--judge_only", f"--judge_url={url}", "--judge_model=m"
+        )
+    assert done.returncode == 0, done.stderr
+    assert stub.keys == [f"Bearer {KEY}"] * 6
+    assert read_results(folder)["tasks"]["ccte"]["protocols"]["generate"]["scores"]["judge"]
+    assert "6 requests" in done.stdout + done.stderr
+
+
+def test_two_evaluations_are_compared(tmp_path):
+    for name, right in (("a", 10), ("b", 20)):
+        write_results(tmp_path / name, results_of({"medqa": task_result("MedQA", right=right)}))
+    done = evaluate(f"--compare={tmp_path / 'a'},{tmp_path / 'b'}", f"--output={tmp_path / 'c'}")
+    assert done.returncode == 0, done.stderr
+    assert "+25.0 (" in (tmp_path / "c" / "comparison.md").read_text()
+
+
+def test_a_judge_without_an_address_is_refused(tmp_path):
+    done = evaluate("--judge_model=m", f"--output={tmp_path}")
+    assert done.returncode != 0
+    assert "nothing was sent" in done.stdout + done.stderr
