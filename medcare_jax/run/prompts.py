@@ -11,6 +11,7 @@ order: `{"id": ..., "output": text, "tokens": number}`, and `"skipped": reason` 
 output. Until all are done, finished lines stand in `OUTPUT.part`, which only its owner can read.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -119,28 +120,30 @@ def answer_file(
     prompts = read_prompts(source, tokenizer, generation, context)
     settings = dataclasses.asdict(generation) | {"batch": None}
     asked = json.dumps([file_digest(source), model, settings], sort_keys=True)
-    part = _Part(target, hashlib.sha256(asked.encode()).hexdigest())
-    resumed = len(part.lines)
-    for number, prompt in enumerate(prompts):
-        if prompt.is_cut is None and number not in part.lines:
-            part.add(number, {"id": prompt.id, "output": None, "skipped": "longer than context"})
-    left = [number for number in range(len(prompts)) if number not in part.lines]
-    ends = end_token_ids(tokenizer)
-    rows = Sampler(decoder, params, end_ids=ends, pad_id=ends[0]).finished(
-        [prompts[number].tokens for number in left],
-        max_new_tokens=generation.max_new_tokens,
-        batch=generation.batch,
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        seed=generation.seed,
-        numbers=left,
-    )
-    for index, tokens in rows:
-        text = str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
-        line = {"id": prompts[left[index]].id, "output": text, "tokens": len(tokens)}
-        part.add(left[index], line)
-        on_done(len(part.lines), len(prompts))
-    written = part.finish()
+    with contextlib.closing(_Part(target, hashlib.sha256(asked.encode()).hexdigest())) as part:
+        resumed = len(part.lines)
+        for number, prompt in enumerate(prompts):
+            if prompt.is_cut is None and number not in part.lines:
+                part.add(
+                    number, {"id": prompt.id, "output": None, "skipped": "longer than context"}
+                )
+        left = [number for number in range(len(prompts)) if number not in part.lines]
+        ends = end_token_ids(tokenizer)
+        rows = Sampler(decoder, params, end_ids=ends, pad_id=ends[0]).finished(
+            [prompts[number].tokens for number in left],
+            max_new_tokens=generation.max_new_tokens,
+            batch=generation.batch,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            seed=generation.seed,
+            numbers=left,
+        )
+        for index, tokens in rows:
+            text = str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+            line = {"id": prompts[left[index]].id, "output": text, "tokens": len(tokens)}
+            part.add(left[index], line)
+            on_done(len(part.lines), len(prompts))
+        written = part.finish()
     skipped = sum(prompt.is_cut is None for prompt in prompts)
     return Counts(
         prompts=len(prompts),
@@ -234,6 +237,7 @@ class _Part:
                 break  # the line that was being written when the process ended
             content = json.loads(line)
             if row == 0 and content != {"key": key}:
+                self.close()
                 raise PromptsError(
                     f"{self._path} is of another source, model or settings; delete it, or choose "
                     "another output"
@@ -257,9 +261,12 @@ class _Part:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ordered)
         write_text(self._target, text)
         self._target.chmod(_PRIVATE)
-        self._file.close()
         self._path.unlink()
         return ordered
+
+    def close(self) -> None:
+        """Lets go of the file, whatever has come of it."""
+        self._file.close()
 
     def _write(self, content: Mapping[str, Any]) -> None:
         """One line, out of this process."""
