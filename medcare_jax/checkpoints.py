@@ -173,8 +173,10 @@ def find_fault(folder: pathlib.Path) -> str | None:
         return "it was never signed: the run ended while it was being written"
     try:
         expected = json.loads(manifest.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{MANIFEST} is not JSON"
+    if not isinstance(expected, dict):
+        return f"{MANIFEST} is not a table of digests"
     found = file_digests(folder)
     for path in sorted(expected.keys() | found.keys()):
         if expected.get(path) != found.get(path):

@@ -217,6 +217,11 @@ def _lazy(tensor: ReaderTensor, *, path: pathlib.Path) -> LazyTensor:
                 f"{path}: {tensor.name} is of type {tensor.tensor_type.name}, which the gguf "
                 "package cannot expand; use another quantisation of the model"
             ) from error
+        except ValueError as error:
+            raise ConversionError(
+                f"{path}: {tensor.name} does not fill blocks of {tensor.tensor_type.name} "
+                f"({error}); fetch the file again"
+            ) from error
         is_whole = all(part == slice(0, size) for part, size in zip(rest, shape[1:], strict=True))
         return values if is_whole else np.array(values[(slice(None), *rest)])
 
