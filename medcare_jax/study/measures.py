@@ -147,7 +147,7 @@ def _gold(run: Run, task: Task) -> TrainingBatches:
     s = run.settings
     return make_batches(
         run.base.tokenizer,
-        files=[tests / task.path.name],
+        files=[task.path],
         row_length=s.data.row_length,
         rows=s.data.rows,
         epochs=1,
