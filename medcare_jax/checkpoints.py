@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from medcare_jax.agreement import check_same, together
 from medcare_jax.files import file_digest, write_json
 from medcare_jax.sharding import path_name
 
@@ -63,13 +64,17 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, *, keep: int) -> None:
         """Opens the folder, making it if need be; `keep` newest checkpoints stay."""
         self._folder = pathlib.Path(folder).absolute()
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._unsigned: set[int] = set()
-        self.rejected = [] if jax.process_index() else list(_set_aside_bad(self._folder))
+        self.rejected: list[str] = []
+        with together():  # the others must not look before the bad ones are gone
+            if jax.process_index() == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self.rejected += _set_aside_bad(self._folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=False
         )
         self._manager = _Manager(self._folder, options=options)
+        check_same(f"the newest checkpoint in {self._folder}", str(self.latest_step()))
 
     def __enter__(self) -> "Checkpoints":
         return self

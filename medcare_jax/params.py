@@ -20,6 +20,8 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from medcare_jax.agreement import fetch
+
 BASE = "base"
 KNOWLEDGE = "knowledge"
 NOISE = "noise"
@@ -106,14 +108,15 @@ def nbytes(tree: Any) -> int:
 def digest(tree: Mapping[str, Any]) -> str:
     """The sha256 over paths, dtypes, shapes and bytes of a tree: equal only if bit-identical.
 
-    Fetches one leaf at a time to the host, so peak memory is the largest leaf.
+    Fetches one leaf at a time to the host, so peak memory is the largest leaf. Of several
+    processes all have to call it.
 
     >>> digest({"a": np.zeros(2)}) == digest({"a": -np.zeros(2)})
     False
     """
     total = hashlib.sha256()
     for path, leaf in flatten(tree).items():
-        array = np.asarray(jax.device_get(leaf), order="C")
+        array = np.asarray(fetch(leaf), order="C")
         total.update(f"{path}:{array.dtype}:{array.shape};".encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()

@@ -1,17 +1,19 @@
 """Where every array lives: the mesh, ONE table of rules, and what each device holds.
 
-The axes are `data` (replicas), `fsdp` (weights and batch cut the same way) and `tensor` (heads
-and FFN columns). Every leaf of base, adapters, optimiser state and basis matches exactly one
-rule; model code has no sharding annotations but `shard_batch`.
+The axes are `data` (replicas; of several TPU slices it is the one that lies across them), `fsdp`
+(weights and batch cut the same way) and `tensor` (heads and FFN columns). Every leaf of base,
+adapters, optimiser state and basis matches exactly one rule; model code has no sharding
+annotations but `shard_batch`.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,6 +22,7 @@ from medcare_jax.settings import MeshSettings
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
+_LISTED = 16
 _PROJECTION = "(q|k|v|o|gate|up|down)_proj"
 
 # Regular expression of the whole tail of a path -> how its last axes are cut. Paths of the
@@ -52,8 +55,11 @@ class ShardingError(ValueError):
 def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a run over all devices, or over those given.
 
+    Of several TPU slices each holds whole replicas: only `data` crosses the slow network between.
+
     Raises:
-      ShardingError: The axes do not multiply to the number of devices.
+      ShardingError: The axes do not multiply to the number of devices, or `fsdp` or `tensor` would
+        lie across slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [settings.data, settings.fsdp, settings.tensor]
@@ -65,9 +71,55 @@ def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = Non
             f"mesh data x fsdp x tensor = {' x '.join(map(str, sizes))} = {math.prod(sizes)} "
             f"devices, but there are {len(devices)}; change mesh.* in the config"
         )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    axis_types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=axis_types, devices=devices)
+    if sizes[0] % slices:
+        raise ShardingError(
+            f"{slices} slices and mesh data x fsdp x tensor = {' x '.join(map(str, sizes))}: fsdp "
+            f"or tensor would lie across slices; make mesh.data a multiple of {slices}"
+        )
+    inside = (sizes[0] // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=axis_types)
+
+
+def check_rows(mesh: Mesh, *, rows: int, accumulation: int) -> None:
+    """Raises if a microbatch cannot be shared out evenly.
+
+    Raises:
+      ShardingError: With the numbers, and the nearest that would do.
+    """
+    ways = _ways(mesh, BATCH_AXES)
+    if rows % (accumulation * ways):
+        unit = accumulation * ways
+        nearest = max(unit, round(rows / unit) * unit)
+        raise ShardingError(
+            f"data.rows = {rows} cannot be cut into data.accumulation = {accumulation} "
+            f"microbatches over mesh data x fsdp = {ways} devices; expected a multiple of "
+            f"{unit}, such as {nearest}"
+        )
+
+
+def check_sizes(mesh: Mesh, sizes: Mapping[str, Mapping[str, int]]) -> None:
+    """Raises if an axis of the mesh does not divide what it cuts.
+
+    Args:
+      mesh: The devices.
+      sizes: By mesh axis, the sizes that it cuts, by name.
+
+    Raises:
+      ShardingError: Names every size that does not divide.
+    """
+    wrong = [
+        f"{name} = {size} is not divisible by mesh.{axis} = {mesh.shape[axis]}"
+        for axis, named in sizes.items()
+        for name, size in named.items()
+        if size % mesh.shape[axis]
+    ]
+    if wrong:
+        raise ShardingError("; ".join(wrong) + "; choose another mesh")
 
 
 def shard_batch(x: jax.Array) -> jax.Array:
@@ -136,22 +188,33 @@ def path_name(path: tuple[Any, ...]) -> str:
 def check_replicated(mesh: Mesh, tree: Any, *, budget_mib: float) -> None:
     """Raises if leaves that no mesh axis cuts take more than the budget on each device.
 
+    Args:
+      mesh: The devices. A mesh of replicas only has no budget: there the base fits whole.
+      tree: Everything that stays on the devices: frozen trees, and the whole train state.
+      budget_mib: Of replicated bytes on each device.
+
     Raises:
-      ShardingError: With the list of leaves and their sizes.
+      ShardingError: With their share and the list of leaves and sizes, the largest first.
     """
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return
-    sizes = {}
+    sizes, held = {}, 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         spec = spec_for(path_name(path), leaf.shape)
-        if all(_ways(mesh, names) == 1 for names in spec):
-            sizes[path_name(path)] = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-    total = sum(sizes.values()) / 2**20
-    if total > budget_mib:
-        rows = "\n".join(f"  {size / 2**20:10.1f} MiB  {name}" for name, size in sizes.items())
+        ways = math.prod(_ways(mesh, names) for names in spec)
+        nbytes = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+        held += nbytes / ways
+        if ways == 1 and nbytes:
+            sizes[path_name(path)] = nbytes
+    total = sum(sizes.values())
+    if total > budget_mib * 2**20:
+        largest = sorted(sizes.items(), key=lambda item: -item[1])
+        rows = [f"  {size / 2**20:10.1f} MiB  {name}" for name, size in largest[:_LISTED]]
+        rows += [f"  and {len(largest) - _LISTED} more"] if len(largest) > _LISTED else []
         raise ShardingError(
-            f"{total:.1f} MiB are replicated on every device; mesh.replicated_budget_mib is "
-            f"{budget_mib}:\n{rows}"
+            f"{total / 2**20:.1f} MiB are replicated on every device, {100 * total / held:.0f} % "
+            f"of what it holds; mesh.replicated_budget_mib is {budget_mib}. Raise it, or choose a "
+            "mesh with more fsdp:\n" + "\n".join(rows)
         )
 
 

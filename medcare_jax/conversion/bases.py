@@ -11,16 +11,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from medcare_jax.agreement import exchange, together
 from medcare_jax.conversion import hub
 from medcare_jax.conversion.embedded import find_embedded_model
-from medcare_jax.conversion.huggingface import load_base, load_generation_config, load_tokenizer
+from medcare_jax.conversion.huggingface import (
+    load_base,
+    load_generation_config,
+    load_tokenizer,
+    open_base,
+)
 from medcare_jax.files import file_digest
 from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.families import DecoderSettings, decoder_settings
 from medcare_jax.params import Tree, flatten, unflatten
 from medcare_jax.settings import DTYPES, AdapterSettings, BaseSettings, ComputeSettings
-from medcare_jax.sharding import sharding_for
+from medcare_jax.sharding import check_sizes, sharding_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -72,17 +78,45 @@ def load(settings: BaseSettings, mesh: Mesh, *, seed: int) -> Base:
     dtype = DTYPES[settings.dtype]
     if settings.path == RANDOM:
         return _random(settings.random, mesh, dtype=dtype, seed=seed)
-    path = locate(settings)
-    decoder, params = load_base(
-        path, dtype=dtype, sharding_for=lambda leaf, shape: sharding_for(mesh, leaf, shape)
-    )
+    with together():
+        path = locate(settings)
+        check_model(mesh, open_base(path)[0])
+        tokenizer, generation_config = load_tokenizer(path), load_generation_config(path)
+        decoder, params = load_base(
+            path, dtype=dtype, sharding_for=lambda leaf, shape: sharding_for(mesh, leaf, shape)
+        )
     return Base(
         name=name_of(settings),
         settings=decoder,
         params=params,
-        tokenizer=load_tokenizer(path),
+        tokenizer=tokenizer,
         digest=base_digest(path),
-        generation_config=load_generation_config(path),
+        generation_config=generation_config,
+    )
+
+
+def check_model(mesh: Mesh, settings: DecoderSettings) -> None:
+    """Raises, before anything is loaded, if a mesh does not fit a model.
+
+    Raises:
+      ShardingError: Names every size that is not divisible.
+    """
+    check_sizes(
+        mesh,
+        {
+            "tensor": {
+                "num_attention_heads": settings.num_heads,
+                "num_key_value_heads": settings.num_kv_heads,
+                "intermediate_size": settings.intermediate_size,
+                "vocab_size": settings.vocab_size,
+            },
+            "fsdp": {
+                "hidden_size": settings.hidden_size,
+                "intermediate_size": settings.intermediate_size,
+                "num_attention_heads x head_dim": settings.num_heads * settings.head_dim,
+                "num_key_value_heads x head_dim": settings.num_kv_heads * settings.head_dim,
+            },
+        },
     )
 
 
@@ -101,11 +135,19 @@ def name_of(settings: BaseSettings) -> str:
 
 
 def base_digest(path: pathlib.Path) -> str:
-    """The sha256 over names and contents of the files that decide a base's weights."""
+    """The sha256 over names and contents of the files that decide a base's weights.
+
+    Of several processes each reads its share of the files, and all have to call it.
+    """
     files = [path] if path.is_file() else [path / "config.json", *path.glob("*.safetensors")]
+    files.sort()
+    count = jax.process_count()
+    with together():
+        mine = [file_digest(file) for file in files[jax.process_index() :: count]]
+    shares = [said.split() for said in exchange(" ".join(mine))]
     total = hashlib.sha256()
-    for file in sorted(files):
-        total.update(f"{file.name}:{file_digest(file)};".encode())
+    for number, file in enumerate(files):
+        total.update(f"{file.name}:{shares[number % count][number // count]};".encode())
     return total.hexdigest()
 
 
@@ -136,6 +178,7 @@ def byte_tokenizer() -> "PreTrainedTokenizerFast":
 def _random(fields: Mapping[str, Any], mesh: Mesh, *, dtype: Any, seed: int) -> Base:
     """A base with random weights, for tests and benchmarks; its tokenizer knows bytes."""
     settings = decoder_settings(fields)
+    check_model(mesh, settings)
     decoder = Decoder(settings, AdapterSettings(), NO_ADAPTERS, ComputeSettings())
     tokens = jnp.zeros((1, 1), jnp.int32)
     spread = fields.get("initializer_range", _SPREAD) / _SPREAD

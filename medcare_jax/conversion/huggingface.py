@@ -155,9 +155,7 @@ def save_huggingface(
         tokenizer has more tokens than the embedding has rows.
     """
     _check_vocabulary(settings, tokenizer)
-    target = checked_dtype(dtype)
-    named = export_tensors(settings, trees.flatten(params))
-    tensors = {name: cast(tensor, target, name=name) for name, tensor in named.items()}
+    tensors = _cast_tensors(settings, params, dtype)
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     config = huggingface_config(settings) | {
         # Of a model with several dtypes, the widest loses nothing.
@@ -175,6 +173,30 @@ def save_huggingface(
             (folder / "README.md").write_text(card, encoding="utf-8")
         if finish is not None:
             finish(folder, written)
+
+
+def read_along(
+    settings: DecoderSettings,
+    params: Mapping[str, Any],
+    *,
+    dtype: DTypeLike | None = None,
+    shard_bytes: int = 5 * 2**30,
+) -> None:
+    """A process's part in a `save_huggingface` of the same arguments in another one.
+
+    Where parameters lie across processes, one writes and all others call this: every block is
+    gathered from all, and no process ever holds more than a block.
+    """
+    safetensors.read_along(_cast_tensors(settings, params, dtype), shard_bytes=shard_bytes)
+
+
+def _cast_tensors(
+    settings: DecoderSettings, params: Mapping[str, Any], dtype: DTypeLike | None
+) -> dict[str, LazyTensor]:
+    """The tensors that a folder holds, by name; nothing is read yet."""
+    target = checked_dtype(dtype)
+    named = export_tensors(settings, trees.flatten(params))
+    return {name: cast(tensor, target, name=name) for name, tensor in named.items()}
 
 
 def checked_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:

@@ -98,8 +98,7 @@ def write_file(path: pathlib.Path, tensors: Mapping[str, LazyTensor]) -> str:
     Returns:
       The sha256 of what was written.
     """
-    # Wide dtypes first keeps every block aligned to its own dtype, as the format asks.
-    names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    names = _file_order(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in names:
@@ -192,6 +191,22 @@ def write_folder(
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
     return digests
+
+
+def read_along(tensors: Mapping[str, LazyTensor], *, shard_bytes: int) -> None:
+    """Reads what `write_folder` reads, in its order, and keeps nothing.
+
+    For the processes that do not write, where arrays lie across processes: reading them takes all.
+    """
+    for names in _plan_shards(tensors, shard_bytes):
+        for name in _file_order({name: tensors[name] for name in names}):
+            for _ in _blocks(tensors[name]):
+                pass
+
+
+def _file_order(tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """Names in the order of a file: wide dtypes first keeps every block aligned to its dtype."""
+    return sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
 
 
 def _blocks(tensor: LazyTensor) -> Iterator[np.ndarray]:

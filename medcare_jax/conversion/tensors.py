@@ -6,6 +6,7 @@ nothing is in memory but the tensors being copied, and a device that needs a sli
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+
+from medcare_jax.agreement import fetch_block
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
@@ -79,7 +82,14 @@ def row_blocks(tensor: LazyTensor, *, nbytes: int = _BLOCK_BYTES) -> Iterator[sl
 
 
 def from_array(array: np.ndarray | jax.Array) -> LazyTensor:
-    """A lazy tensor over an array, which may be on devices: only the block that is read moves."""
+    """A lazy tensor over an array, which may be on devices: only the block that is read moves.
+
+    Of an array that lies across processes all of them have to read the same blocks in one order.
+    """
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return LazyTensor(
+            tuple(array.shape), np.dtype(array.dtype), functools.partial(fetch_block, array)
+        )
     if isinstance(array, jax.Array) and [device.platform for device in array.devices()] == ["cpu"]:
         array = np.asarray(array)  # a view: it is in this memory already
 

@@ -75,7 +75,7 @@ class TrainingBatches:
         Raises:
           IndexError: There is no such batch.
         """
-        return self._rows(index, 0, self.report.rows)
+        return self._rows(index, range(self.report.rows))
 
     def record_ids(self, index: int) -> tuple[tuple[str, str], ...]:
         """Returns id and location of every dialogue in a batch, row by row.
@@ -83,52 +83,46 @@ class TrainingBatches:
         Raises:
           IndexError: There is no such batch.
         """
-        rows = self._row_plan(index, 0, self.report.rows)
-        return tuple(self._examples.names[number] for row in rows for number in row)
+        plan = self._row_plan(index)
+        return tuple(self._examples.names[number] for row in plan for number in row)
 
-    def iterate(
-        self, start: int = 0, *, process_index: int = 0, process_count: int = 1
-    ) -> Iterator[Batch]:
-        """Returns one process's rows of every batch from `start` on, prefetched in threads.
+    def iterate(self, start: int = 0, *, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Returns some rows of every batch from `start` on, prefetched in threads.
 
-        Rows are shared out in blocks, so the processes' batches behind each other are the global
-        batch. Threads instead of worker processes: the order cannot depend on their number.
+        Threads instead of worker processes: the order cannot depend on their number.
 
         Args:
           start: Number of the first batch, the position that a checkpoint keeps.
-          process_index: Which process this is.
-          process_count: How many there are; must divide the rows.
+          rows: Which rows of each global batch, in this order; those of one process's devices.
+            All by default. What is not asked for is not put together.
 
         Raises:
-          ValueError: The processes cannot share the rows, or `start` lies outside.
+          ValueError: There are no such rows, or `start` lies outside.
         """
-        rows = self.report.rows
-        if process_count < 1 or rows % process_count or not 0 <= process_index < process_count:
-            raise ValueError(
-                f"expected a process_count that divides {rows} rows and a smaller process_index, "
-                f"got {process_count} and {process_index}"
-            )
+        count = self.report.rows
+        rows = tuple(range(count) if rows is None else rows)
+        if not rows or not all(0 <= row < count for row in rows):
+            raise ValueError(f"expected rows from 0 to {count - 1}, at least one, got {list(rows)}")
         if not 0 <= start <= self.num_batches:
             raise ValueError(f"expected a start from 0 to {self.num_batches}, got {start}")
-        share = rows // process_count
-        source = _ProcessShare(self, process_index * share, (process_index + 1) * share)
+        source = _SomeRows(self, rows)
         return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(_PREFETCH))
 
-    def _row_plan(self, index: int, begin: int, end: int) -> list[tuple[int, ...]]:
-        """The examples of some rows of a batch; nothing in the rows behind the last."""
+    def _row_plan(self, index: int) -> list[tuple[int, ...]]:
+        """The examples of each row of a batch; nothing in the rows behind the last."""
         if not 0 <= index < self.num_batches:
             raise IndexError(f"expected a batch from 0 to {self.num_batches - 1}, got {index}")
         first = index * self.report.rows
         rows = self._plan[first : first + self.report.rows]
-        rows += [()] * (self.report.rows - len(rows))
-        return rows[begin:end]
+        return rows + [()] * (self.report.rows - len(rows))
 
-    def _rows(self, index: int, begin: int, end: int) -> Batch:
+    def _rows(self, index: int, chosen: Sequence[int]) -> Batch:
         """Some rows of a batch."""
+        plan = self._row_plan(index)
         return stack_rows(
             [
-                pack_row([self._examples[number] for number in row], self.report.row_length)
-                for row in self._row_plan(index, begin, end)
+                pack_row([self._examples[number] for number in plan[row]], self.report.row_length)
+                for row in chosen
             ]
         )
 
@@ -202,17 +196,17 @@ def make_batches(
     return TrainingBatches(examples, plan, report)
 
 
-class _ProcessShare:
-    """Rows `begin` to `end` of every batch, as grain's sources are: by number."""
+class _SomeRows:
+    """The same rows of every batch, as grain's sources are: by number."""
 
-    def __init__(self, batches: TrainingBatches, begin: int, end: int):
-        self.batches, self.begin, self.end = batches, begin, end
+    def __init__(self, batches: TrainingBatches, rows: tuple[int, ...]):
+        self.batches, self.rows = batches, rows
 
     def __len__(self) -> int:
         return self.batches.num_batches
 
     def __getitem__(self, index: int) -> Batch:
-        return self.batches._rows(int(index), self.begin, self.end)
+        return self.batches._rows(int(index), self.rows)
 
 
 def _plan_epoch(

@@ -30,6 +30,7 @@ from medcare_jax.training.stages import (
     Stage,
     alignment_stage,
     init_adapters,
+    stage_key,
 )
 from medcare_jax.training.step import make_state
 
@@ -103,7 +104,7 @@ def _write_stages(run: Run, source: Source, role: str, resume_at: str) -> None:
             "with --keep"
         )
     knowledge = _together(tree for part, tree in parts.items() if part in (ATTENTION, KNOWLEDGE))
-    fresh = init_adapters(run.decoder(MKA.components), _key(run.settings, MKA))
+    fresh = init_adapters(run.decoder(MKA.components), stage_key(run.settings.seed, MKA))
     is_done = resume_at != MKA.name
     canvas = jax.tree.map(jnp.zeros_like, fresh[KNOWLEDGE]) if is_done else fresh[KNOWLEDGE]
     learning = {
@@ -125,7 +126,7 @@ def _write_stages(run: Run, source: Source, role: str, resume_at: str) -> None:
 def _handover(run: Run, stage: Stage, knowledge: Tree) -> Handover:
     """What DA would begin with after this knowledge."""
     ended = {BASE: run.base.params, KNOWLEDGE: knowledge}
-    return hand_over(run, stage, ended, _key(run.settings, stage))
+    return hand_over(run, stage, ended, stage_key(run.settings.seed, stage))
 
 
 def _save(
@@ -142,7 +143,7 @@ def _save(
     total = min(settings.max_steps or batches.num_batches, batches.num_batches)
     optimizer = make_optimizer(settings, total, constraint=constraint)
     step = total if is_done else 0
-    state = make_state(learning, optimizer, _key(run.settings, stage), basis)
+    state = make_state(learning, optimizer, stage_key(run.settings.seed, stage), basis)
     state = state._replace(step=jnp.asarray(step, jnp.int32))
     meta = run_facts(
         run.settings,
@@ -224,11 +225,6 @@ def _check_leak(run: Run, alignment: Tree, start: Handover) -> None:
             f"{_LEAK:.0e}), and projecting its updates would not bring it out. Go on with "
             "constraint.kind=penalty or none, or begin a new alignment with --as=knowledge"
         )
-
-
-def _key(settings: Settings, stage: Stage) -> jax.Array:
-    """The root of a stage's randomness, as the job has it."""
-    return jax.random.fold_in(jax.random.key(settings.seed), {"mka": 1, "da": 2}[stage.name])
 
 
 def _scale(source: Source, owner: str) -> float:

@@ -1,11 +1,13 @@
 """How a command of tools/ begins and ends: flags, warnings that are noise, errors on one screen."""
 
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from medcare_jax import distributed
 from medcare_jax.training.loop import StoppedEarly
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
@@ -43,9 +45,24 @@ def _guarded(main: Callable[[], None], argv: list[str]) -> None:
         print(f"{stop}. The same command goes on from there.", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        distributed.abandon(130)
         sys.exit(130)
-    except (ValueError, OSError, ArithmeticError) as error:
-        if _DEBUG.value:
-            raise
+    except Exception as error:
+        is_explained = _explain(error)
+        distributed.abandon(1)
+        if is_explained:
+            sys.exit(1)
+        raise
+
+
+def _explain(error: Exception) -> bool:
+    """Says on one screen what a user can mend; if nobody can, shows where it happened."""
+    if (loss := distributed.lost_peer(error)) is not None:
+        print(f"\n{loss}", file=sys.stderr)
+        return True
+    if isinstance(error, ValueError | OSError | ArithmeticError) and not _DEBUG.value:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+        return True
+    if distributed.has_peers():  # then nothing is printed later: the process ends at once
+        traceback.print_exception(error)
+    return False

@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from medcare_jax import distributed
+from medcare_jax.agreement import check_same, together
 from medcare_jax.data.icd10 import write_icd10_tasks
 from medcare_jax.data.overlap import find_overlap
 from medcare_jax.data.pipeline import TrainingBatches, make_batches
@@ -54,9 +56,18 @@ def open_data(
     Raises:
       RecordError: A record that cannot be used; names file and line.
       OverlapError: An evaluation question is in the training data, and the check is on.
+      PeerError: Another process found one of these, or read other data.
     """
     if settings.icd10.make:
         settings = _with_demo_tasks(settings, workdir)
+    with together():
+        data = _read(settings, tokenizer)
+    check_same("the training data", f"{data.mka.fingerprint} {data.da.fingerprint}")
+    return data
+
+
+def _read(settings: Settings, tokenizer: "PreTrainedTokenizerFast") -> RunData:
+    """Everything, from files that are there."""
     stages = {"mka": settings.mka, "da": settings.da}
     batches = {
         name: _open_stage(settings, stage, tokenizer, show_progress=show_progress)
@@ -106,10 +117,13 @@ def _with_demo_tasks(settings: Settings, workdir: pathlib.Path) -> Settings:
     sizes = dataclasses.asdict(settings.icd10)
     sizes.pop("make")
     folder = workdir / "data"
-    paths = write_icd10_tasks(folder, seed=settings.seed, **sizes)
+    with together():
+        if distributed.is_first():
+            write_icd10_tasks(folder, seed=settings.seed, **sizes)
 
     def filled(stage: StageSettings, name: str) -> StageSettings:
-        return stage if stage.files else dataclasses.replace(stage, files=(str(paths[name]),))
+        path = folder / f"{name}.json"
+        return stage if stage.files else dataclasses.replace(stage, files=(str(path),))
 
     evaluation = settings.evaluation
     return dataclasses.replace(

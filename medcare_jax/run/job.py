@@ -20,11 +20,12 @@ import jax
 from jax.sharding import Mesh
 
 from medcare_jax import distributed
+from medcare_jax.agreement import check_same, first_says, together
 from medcare_jax.conversion.bases import load
 from medcare_jax.files import write_json
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS, NO_ADAPTERS, Components
 from medcare_jax.orthogonality import extend_basis
-from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree, digest
 from medcare_jax.run import outputs
 from medcare_jax.run.context import Run
 from medcare_jax.run.data import check_files, open_data, total_steps
@@ -33,14 +34,20 @@ from medcare_jax.run.handover import hand_over
 from medcare_jax.run.progress import Display
 from medcare_jax.run.workdir import hold
 from medcare_jax.settings import ConstraintSettings, Settings, StageSettings
-from medcare_jax.sharding import check_replicated, make_mesh, tree_shardings
+from medcare_jax.sharding import check_replicated, check_rows, make_mesh, tree_shardings
 from medcare_jax.training.loop import StageRun, run_stage
 from medcare_jax.training.optimizer import make_optimizer, make_schedule
-from medcare_jax.training.stages import MKA, Handover, Stage, alignment_stage, init_adapters
+from medcare_jax.training.stages import (
+    MKA,
+    Handover,
+    Stage,
+    alignment_stage,
+    init_adapters,
+    stage_key,
+)
 from medcare_jax.training.step import TrainState, make_state, make_train_step, penalty_of
 
 BASE_STAGE = "base"
-_KEYS = {"mka": 1, "da": 2}
 
 
 class ConstraintError(ValueError):
@@ -51,21 +58,28 @@ def run_job(settings: Settings, workdir: pathlib.Path, display: Display) -> None
     """Runs whatever of the job is not done yet in the workdir.
 
     Raises:
-      WorkdirError: Another process is at work there.
+      WorkdirError: Another run is at work there, or the hosts do not share it.
+      ShardingError: The mesh does not fit the devices, the batch or the model.
+      PeerError: Another process found one of these.
       CheckpointError: The workdir holds a run with settings that must not change.
       StoppedEarly: The process was told to end; the same command goes on.
       ValueError, OSError: What was given cannot be used; the message says what to do.
     """
-    with hold(workdir):
+    with together():
         mesh = make_mesh(settings.mesh)
-        with jax.set_mesh(mesh):
-            Job(open_run(settings, workdir, display, mesh)).run_all()
+        check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
+    check_same("the config", repr(settings))
+    with hold(workdir), jax.set_mesh(mesh):
+        display.line(_hardware(mesh))
+        Job(open_run(settings, workdir, display, mesh)).run_all()
+        first_says(True)  # nobody leaves before the first has written everything
 
 
 def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: Mesh) -> Run:
     """Reads base and data; the mesh that they go onto must be set."""
     display.headline("base and data")
-    check_files(settings)
+    with together():
+        check_files(settings)
     base = load(settings.base, mesh, seed=settings.seed)
     display.line(f"base: {base.name}, {base.settings.num_layers} layers")
     data = open_data(settings, base.tokenizer, workdir, show_progress=display.is_live)
@@ -86,17 +100,21 @@ class Job:
     def run_all(self) -> None:
         """All parts; each skips what an earlier run of the same command has done."""
         trees = {BASE: self.run.base.params}
+        # What each state of the model is made of; its base is never read back for a digest.
+        weights = f"{self.run.base.digest} {self.run.settings.base.dtype}"
         if not (self.run.workdir / "config.json").exists():
             self._write_records()
-        self.score(BASE_STAGE, NO_ADAPTERS, trees)
+        self.score(BASE_STAGE, NO_ADAPTERS, trees, weights)
         trees[KNOWLEDGE] = self.train_mka().learning[KNOWLEDGE]
-        self.score(MKA.name, KNOWLEDGE_COMPONENTS, trees)
+        weights += f" {digest(trees[KNOWLEDGE])}"
+        self.score(MKA.name, KNOWLEDGE_COMPONENTS, trees, weights)
         trees = self.train_da(trees)
-        self.score(self.da.name, self.da.components, trees)
+        weights += f" {digest({name: tree for name, tree in trees.items() if name != BASE})}"
+        self.score(self.da.name, self.da.components, trees, weights)
         self.run.display.headline("export and report")
         self._write_records()
+        outputs.export(self.run, trees, weights=weights)
         if distributed.is_first():
-            outputs.export(self.run, trees)
             outputs.report(self.run)
 
     def train_mka(self, stage: Stage = MKA) -> TrainState:
@@ -129,11 +147,13 @@ class Job:
         state = self.train(self.da, self.run.settings.da, frozen, learning, basis)
         return {**frozen, **state.learning}
 
-    def score(self, name: str, components: Components, trees: dict[str, Tree]) -> None:
+    def score(
+        self, name: str, components: Components, trees: dict[str, Tree], weights: str
+    ) -> None:
         """Evaluates a state of the model, unless its scores are there already."""
         if self.run.data.tasks:
             self.run.display.headline(f"evaluation: {name}")
-            outputs.score(self.run, name, components, trees)
+            outputs.score(self.run, name, components, trees, weights=weights)
 
     def _write_records(self) -> None:
         """What was asked for and found; at the end anew, for what may change on resume."""
@@ -143,7 +163,7 @@ class Job:
 
     def key(self, stage: Stage) -> jax.Array:
         """The root of a stage's randomness."""
-        return jax.random.fold_in(jax.random.key(self.run.settings.seed), _KEYS[stage.name])
+        return stage_key(self.run.settings.seed, stage)
 
     def train(
         self,
@@ -183,12 +203,20 @@ class Job:
                 steps=total,
             ),
         )
-        check_replicated(
-            self.run.mesh, {**frozen, **learning}, budget_mib=s.mesh.replicated_budget_mib
-        )
         state = make_state(learning, optimizer, self.key(stage), basis)
+        check_replicated(self.run.mesh, (frozen, state), budget_mib=s.mesh.replicated_budget_mib)
         with self.run.display.bar(stage.name, total) as bar:
             return run_stage(stage_run, state, self.run.mesh, bar)
+
+
+def _hardware(mesh: Mesh) -> str:
+    """One line on what the run has."""
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    processes = jax.process_count()
+    return (
+        f"{mesh.size} x {jax.devices()[0].device_kind} in {processes} "
+        f"process{'' if processes == 1 else 'es'}, mesh {axes}"
+    )
 
 
 def check_penalty(

@@ -2,13 +2,15 @@
 
 import collections
 import dataclasses
+import hashlib
 import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from medcare_jax import distributed
-from medcare_jax.conversion.huggingface import save_huggingface
+from medcare_jax.agreement import first_says
+from medcare_jax.conversion.huggingface import read_along, save_huggingface
 from medcare_jax.evaluation.asking import Subject
 from medcare_jax.evaluation.evaluator import Options, evaluate, num_answers
 from medcare_jax.evaluation.report.run_report import RunReport, StageCurve, write_report
@@ -18,7 +20,7 @@ from medcare_jax.evaluation.tasks import PROTOCOLS, Protocol
 from medcare_jax.files import read_json, write_json
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.folding import fold
-from medcare_jax.params import BASE, Tree, digest, merge
+from medcare_jax.params import BASE, Tree, merge
 from medcare_jax.run.context import Run
 from medcare_jax.run.data import RunData
 from medcare_jax.run.facts import versions
@@ -73,8 +75,13 @@ def _is_clean(data: RunData) -> bool:
     return not (data.report["overlap"] or {}).get("overlaps")
 
 
-def score(run: Run, name: str, components: Components, trees: dict[str, Tree]) -> None:
-    """Writes `evaluation/NAME/results.json`, unless one for the same weights and items is there."""
+def score(
+    run: Run, name: str, components: Components, trees: dict[str, Tree], *, weights: str
+) -> None:
+    """Writes `evaluation/NAME/results.json`, unless one for the same weights and items is there.
+
+    `weights` stands for the values of the trees.
+    """
     asked = run.settings.evaluation
     params = merge(trees)
     done = collections.Counter[str]()
@@ -88,7 +95,7 @@ def score(run: Run, name: str, components: Components, trees: dict[str, Tree]) -
 
         results = evaluate(
             Subject(run.decoder(components), params, run.base.tokenizer),
-            run_model(run, name, trees),
+            run_model(run, name, trees, weights=weights),
             run.data.tasks,
             options_of(run.settings),
             run.workdir / "evaluation" / name,
@@ -103,12 +110,12 @@ def score(run: Run, name: str, components: Components, trees: dict[str, Tree]) -
         run.display.line(line)
 
 
-def run_model(run: Run, stage: str, trees: Mapping[str, Tree]) -> Model:
-    """What results call a state of a run's model."""
+def run_model(run: Run, stage: str, trees: Mapping[str, Tree], *, weights: str) -> Model:
+    """What results call a state of a run's model; `weights` stands for the values of the trees."""
     return {
         "name": run.base.name,
         "kind": "run",
-        "digest": digest(merge(trees)),
+        "digest": hashlib.sha256(weights.encode()).hexdigest(),
         "keep": [part for part in trees if part != BASE],
         "stage": stage,
         "step": None,
@@ -134,22 +141,30 @@ def protocols(asked: EvaluationSettings) -> tuple[Protocol, ...]:
     return tuple(protocol for protocol in PROTOCOLS if protocol in asked.protocols)
 
 
-def export(run: Run, trees: dict[str, Tree]) -> None:
-    """Writes the folded model to `export/`, unless it is there already."""
+def export(run: Run, trees: dict[str, Tree], *, weights: str) -> None:
+    """Writes the folded model to `export/`, unless it is there already.
+
+    The first process writes; all others give it the blocks that their devices hold.
+    """
     path, record = run.workdir / "export", run.workdir / "export.json"
-    asked = {"weights": digest(merge(trees)), "dtype": run.settings.export.dtype}
-    if path.exists() and read_json(record) == asked:
+    asked = {"weights": weights, "dtype": run.settings.export.dtype}
+    if first_says(path.exists() and read_json(record) == asked):
         run.display.line(f"{path} is there already")
         return
-    shutil.rmtree(path, ignore_errors=True)
     dtype = DTYPES[run.settings.export.dtype]
+    shard_bytes = int(run.settings.export.shard_gib * 2**30)
+    folded = fold(merge(trees), run.settings.adapters, dtype=dtype)
+    if not distributed.is_first():
+        read_along(run.base.settings, folded, dtype=dtype, shard_bytes=shard_bytes)
+        return
+    shutil.rmtree(path, ignore_errors=True)
     save_huggingface(
         path,
         run.base.settings,
-        fold(merge(trees), run.settings.adapters, dtype=dtype),
+        folded,
         run.base.tokenizer,
         dtype=dtype,
-        shard_bytes=int(run.settings.export.shard_gib * 2**30),
+        shard_bytes=shard_bytes,
         card=model_card(
             run.settings,
             base=run.base.name,
@@ -165,7 +180,7 @@ def export(run: Run, trees: dict[str, Tree]) -> None:
 
 def report(run: Run) -> None:
     """Writes `report.md` and `report.html` from what is in the workdir."""
-    found = {name: read_results(run.workdir / "evaluation" / name) for name in STAGES}
+    found = {name: read_results(run.workdir / "evaluation" / name) for name in ("base", *STAGE_NAMES)}
     content = RunReport(
         title=f"MedCare on {run.base.name}",
         base=run.base.name,

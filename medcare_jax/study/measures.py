@@ -25,7 +25,7 @@ from medcare_jax.orthogonality import (
     product_basis,
     project_tree,
 )
-from medcare_jax.params import ALIGNMENT, KNOWLEDGE, Tree, flatten, merge
+from medcare_jax.params import ALIGNMENT, KNOWLEDGE, Tree, digest, flatten, merge
 from medcare_jax.run.context import Run
 from medcare_jax.run.facts import versions
 from medcare_jax.run.outputs import options_of, run_model
@@ -40,7 +40,7 @@ def task_scores(run: Run, components: Components, trees: dict[str, Tree]) -> dic
     decoder, params = run.decoder(components), merge(trees)
     found = evaluate(
         Subject(decoder, params, run.base.tokenizer),
-        run_model(run, run.workdir.name, trees),
+        run_model(run, run.workdir.name, trees, weights=digest(params)),
         run.data.tasks,
         options_of(run.settings),
         run.workdir / "evaluation",

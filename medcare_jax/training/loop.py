@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -190,19 +191,31 @@ class _Reader:
 def device_batches(batches: TrainingBatches, mesh: Mesh, first: int) -> Iterator[Batch]:
     """Global batches on the mesh, the next one already on its way while one is used."""
     sharding = batch_sharding(mesh)
+    shape = (batches.report.rows, batches.report.row_length)
+    # Whatever axes lie between processes: a process reads the rows that its devices hold.
+    held = sharding.addressable_devices_indices_map(shape).values()
+    rows = sorted({row for index in held for row in range(*index[0].indices(shape[0]))})
     ahead: Batch | None = None
-    local = batches.iterate(
-        first, process_index=jax.process_index(), process_count=jax.process_count()
-    )
-    for batch in local:
-        placed = jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-        )
+    for batch in batches.iterate(first, rows=rows):
+        placed = jax.tree.map(functools.partial(_place_rows, rows, shape, sharding), batch)
         if ahead is not None:
             yield ahead
         ahead = placed
     if ahead is not None:
         yield ahead
+
+
+def _place_rows(
+    rows: list[int], shape: tuple[int, int], sharding: NamedSharding, local: np.ndarray
+) -> jax.Array:
+    """A global array, of which `local` holds the sorted `rows` that this process needs."""
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        begin, end, _ = index[0].indices(shape[0])
+        place = rows.index(begin)
+        return local[place : place + end - begin]
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _abstract(state: TrainState, shardings: Any) -> Any:

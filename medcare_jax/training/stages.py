@@ -77,6 +77,11 @@ def alignment_stage(adapters: AdapterSettings, constraint: ConstraintSettings) -
     )
 
 
+def stage_key(seed: int, stage: Stage) -> Array:
+    """The root of a stage's randomness: initial values, and the dropout of every step."""
+    return jax.random.fold_in(jax.random.key(seed), {"mka": 1, "da": 2}[stage.name])
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def init_adapters(decoder: Decoder, key: Array) -> dict[str, Tree]:
     """Fresh adapter trees of a decoder: A uniform in ±1/sqrt(in), B zero, all float32.

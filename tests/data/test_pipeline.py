@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 from collections import Counter
 
@@ -134,12 +135,12 @@ def test_a_start_continues_the_stream(make):
         assert all(isinstance(batch, Batch) for batch in rest)
 
 
-@pytest.mark.parametrize("process_count", [1, 2, 3, 6])
-def test_processes_share_the_global_batch(make, process_count):
+@pytest.mark.parametrize("split", [[6], [1, 5], [2, 2, 2], [1, 1, 1, 1, 1, 1]])
+def test_processes_share_the_global_batch(make, split):
     batches = make()
+    begins = np.cumsum([0, *split])
     shares = [
-        batches.iterate(2, process_index=index, process_count=process_count)
-        for index in range(process_count)
+        batches.iterate(2, rows=range(begin, end)) for begin, end in itertools.pairwise(begins)
     ]
     count = 0
     for index, parts in enumerate(zip(*shares, strict=True), 2):
@@ -176,9 +177,9 @@ def test_a_batch_that_does_not_exist_is_refused(make):
             batches.batch(index)
     with pytest.raises(ValueError, match=f"from 0 to {batches.num_batches}"):
         batches.iterate(batches.num_batches + 1)
-    for index, count in ((0, 4), (2, 2), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match="divides 6 rows"):
-            batches.iterate(process_index=index, process_count=count)
+    for rows in ([], [6], [0, -1]):
+        with pytest.raises(ValueError, match="rows from 0 to 5"):
+            batches.iterate(rows=rows)
 
 
 @pytest.mark.parametrize(
