@@ -18,6 +18,8 @@ from medcare_jax.sharding import (
     ShardingError,
     batch_sharding,
     check_replicated,
+    check_rows,
+    check_sizes,
     make_mesh,
     path_name,
     shard_batch,
@@ -181,8 +183,57 @@ def test_replicated_leaves_over_the_budget_are_listed_with_their_sizes(cube):
     with pytest.raises(ShardingError) as caught:
         check_replicated(cube, params, budget_mib=0.999 * total)
     first, *rows = str(caught.value).splitlines()
-    assert "MiB are replicated on every device; mesh.replicated_budget_mib is " in first
+    assert "MiB are replicated on every device, " in first
+    assert " % of what it holds; mesh.replicated_budget_mib is " in first
     assert sorted(row.split()[-1] for row in rows) == sorted(replicated)
+
+
+def test_the_optimizer_and_the_basis_count_as_replicated_too(cube):
+    leaves = abstract_run("qwen2", MKA_COMPONENTS)
+    with pytest.raises(ShardingError, match="router_kernel") as caught:
+        check_replicated(cube, leaves, budget_mib=0.0)
+    assert "/mu/" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "unit"), [(6, 1, 4), (4, 2, 8), (12, 8, 32), (1, 1, 4)]
+)
+def test_rows_that_cannot_be_shared_out_are_refused(cube, rows, accumulation, unit):
+    with pytest.raises(ShardingError, match=f"data.rows = {rows} .* multiple of {unit},"):
+        check_rows(cube, rows=rows, accumulation=accumulation)
+    check_rows(cube, rows=2 * unit, accumulation=accumulation)
+
+
+def test_sizes_that_an_axis_does_not_divide_are_all_named(cube):
+    sizes = {"tensor": {"heads": 3, "ffn": 36}, "fsdp": {"hidden": 21}}
+    with pytest.raises(ShardingError) as caught:
+        check_sizes(cube, sizes)
+    assert str(caught.value) == (
+        "heads = 3 is not divisible by mesh.tensor = 2; hidden = 21 is not divisible by "
+        "mesh.fsdp = 2; choose another mesh"
+    )
+
+
+class SliceDevice:
+    """A device of one of several slices, as far as the mesh looks at it."""
+
+    platform = device_kind = "cpu"
+
+    def __init__(self, number):
+        self.id, self.process_index, self.slice_index = number, number // 2, number // 4
+
+    def __repr__(self):
+        return f"d{self.id}"
+
+
+def test_of_several_slices_only_data_lies_across():
+    devices = [SliceDevice(number) for number in range(8)]
+    mesh = make_mesh(MeshSettings(data=4, fsdp=2, tensor=1), devices)
+    for replica in mesh.devices:
+        assert len({device.slice_index for device in replica.ravel()}) == 1
+    assert [row.ravel()[0].slice_index for row in mesh.devices] == [0, 0, 1, 1]
+    with pytest.raises(ShardingError, match="make mesh.data a multiple of 2"):
+        make_mesh(MeshSettings(data=1, fsdp=8, tensor=1), devices)
 
 
 def test_a_leaf_whose_mesh_axis_is_one_wide_is_replicated_too():

@@ -1,11 +1,12 @@
 """A workdir has one holder."""
 
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from medcare_jax.run.workdir import WorkdirError, hold
+from medcare_jax.run.workdir import WorkdirError, check_path, hold
 
 
 def test_another_process_is_refused_and_named(tmp_path):
@@ -28,3 +29,10 @@ with hold(pathlib.Path({str(tmp_path)!r})):
     process.stdout.close()
     with hold(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
+def test_the_address_of_a_bucket_is_refused(address):
+    with pytest.raises(WorkdirError, match="mount the bucket"):
+        check_path(pathlib.Path(address))
+    check_path(pathlib.Path("/mnt/bucket/run"))
