@@ -61,12 +61,14 @@ def open_data(
     if settings.icd10.make:
         settings = _with_demo_tasks(settings, workdir)
     with together():
-        data = _read(settings, tokenizer)
+        data = _read(settings, tokenizer, show_progress=show_progress)
     check_same("the training data", f"{data.mka.fingerprint} {data.da.fingerprint}")
     return data
 
 
-def _read(settings: Settings, tokenizer: "PreTrainedTokenizerFast") -> RunData:
+def _read(
+    settings: Settings, tokenizer: "PreTrainedTokenizerFast", *, show_progress: bool
+) -> RunData:
     """Everything, from files that are there."""
     stages = {"mka": settings.mka, "da": settings.da}
     batches = {
