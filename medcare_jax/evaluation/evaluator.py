@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from medcare_jax.agreement import first_says
 from medcare_jax.evaluation.asking import Question, Subject, ask, messages_of, question, room
 from medcare_jax.evaluation.journal import Journal
 from medcare_jax.evaluation.journal import write_samples as write_samples_file
@@ -108,6 +109,7 @@ def evaluate(
     write = functools.partial(write_results, folder, results) if is_writer else lambda: None
     write()
     journal = Journal(folder, _key(results), is_writer=is_writer) if write_samples else None
+    first_says(True)  # all have read what was there before anyone finishes and takes it away
     work = [_Work(subject, task, options) for task in tasks]
     try:
         for each in work:

@@ -180,7 +180,9 @@ def export(run: Run, trees: dict[str, Tree], *, weights: str) -> None:
 
 def report(run: Run) -> None:
     """Writes `report.md` and `report.html` from what is in the workdir."""
-    found = {name: read_results(run.workdir / "evaluation" / name) for name in ("base", *STAGE_NAMES)}
+    found = {
+        name: read_results(run.workdir / "evaluation" / name) for name in ("base", *STAGE_NAMES)
+    }
     content = RunReport(
         title=f"MedCare on {run.base.name}",
         base=run.base.name,
