@@ -39,8 +39,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.compute = ml_collections.ConfigDict()
     config.compute.dtype = "bfloat16"  # activations and base matmuls
     config.compute.adapter_dtype = "bfloat16"  # adapter matmuls; their masters are float32
-    config.compute.remat = "full"  # none | full | dots: what the backward pass computes again
-    config.compute.attention = "xla"  # xla | cudnn
+    # full | attention | qkv | ffn | products | none: the backward pass computes again less and less
+    # and memory grows; models/decoder.py says what each keeps, tools/plan.py what fits.
+    config.compute.remat = "full"
+    config.compute.attention = "auto"  # splash on TPU, cudnn on GPU, else xla; or one of them
     config.compute.loss_chunk = 256  # positions of each row whose logits exist at once
 
     config.mesh = ml_collections.ConfigDict()

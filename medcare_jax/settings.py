@@ -54,6 +54,11 @@ class BaseSettings:
             )
 
 
+ATTENTION_KERNELS = ("auto", "xla", "cudnn", "splash")
+REMAT_POLICIES = ("full", "attention", "qkv", "ffn", "products", "none")
+"""From least memory to least time; models/decoder.py says what each keeps."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ComputeSettings:
     """Precision, recomputation and kernels of the step; fields as in configs/base.py."""
@@ -61,14 +66,14 @@ class ComputeSettings:
     dtype: str = "bfloat16"
     adapter_dtype: str = "bfloat16"
     remat: str = "full"
-    attention: str = "xla"
+    attention: str = "auto"
     loss_chunk: int = 256
 
     def __post_init__(self) -> None:
         _choose("dtype", self.dtype, tuple(DTYPES))
         _choose("adapter_dtype", self.adapter_dtype, tuple(DTYPES))
-        _choose("remat", self.remat, ("none", "full", "dots"))
-        _choose("attention", self.attention, ("xla", "cudnn"))
+        _choose("remat", self.remat, REMAT_POLICIES)
+        _choose("attention", self.attention, ATTENTION_KERNELS)
         _at_least("loss_chunk", self.loss_chunk, 1)
 
 

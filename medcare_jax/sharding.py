@@ -122,6 +122,44 @@ def check_sizes(mesh: Mesh, sizes: Mapping[str, Mapping[str, int]]) -> None:
         raise ShardingError("; ".join(wrong) + "; choose another mesh")
 
 
+def current_platform() -> str:
+    """`cpu`, `gpu` or `tpu`: of the current mesh's devices, or of the default ones without."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
+
+
+def gather(tree: Any) -> Any:
+    """The tree whole on every device, if a mesh is set; else as it is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P()), tree)
+
+
+def gather_weight(name: str, leaf: jax.Array) -> jax.Array:
+    """One layer's weight whole along `fsdp` and still cut along `tensor`, if a mesh is set.
+
+    Said and not left to the compiler, which would ring the slices through each matmul instead:
+    many more, smaller messages, and ten times the program.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return leaf
+    spec = P(*(None if axis == "fsdp" else axis for axis in spec_for(name, leaf.shape)))
+    return jax.lax.with_sharding_constraint(leaf, spec)
+
+
+def scatter(tree: Any) -> Any:
+    """The tree cut as the rules say, if a mesh is set; else as it is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(
+            leaf, spec_for(path_name(path), leaf.shape)
+        ),
+        tree,
+    )
+
+
 def shard_batch(x: jax.Array) -> jax.Array:
     """Keeps an array cut along its first axis, the batch, if a mesh is set; else returns it."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -40,8 +40,16 @@ RULES = [
     ("base.dtype", "int8", "base.dtype = 'int8'; allowed are float32, bfloat16, float16"),
     ("compute.dtype", "fp32", "compute.dtype = 'fp32'; allowed are float32"),
     ("compute.adapter_dtype", "bf16", "compute.adapter_dtype = 'bf16'; allowed are"),
-    ("compute.remat", "some", "compute.remat = 'some'; allowed are none, full, dots"),
-    ("compute.attention", "flash", "compute.attention = 'flash'; allowed are xla, cudnn"),
+    (
+        "compute.remat",
+        "some",
+        "compute.remat = 'some'; allowed are full, attention, qkv, ffn, products, none",
+    ),
+    (
+        "compute.attention",
+        "flash",
+        "compute.attention = 'flash'; allowed are auto, xla, cudnn, splash",
+    ),
     ("compute.loss_chunk", 0, "compute.loss_chunk = 0; must be at least 1"),
     ("mesh.data", 0, "mesh.data, fsdp, tensor = (0, -1, 1); each at least 1, and at most one -1"),
     ("mesh.tensor", -1, "mesh.data, fsdp, tensor = (1, -1, -1)"),

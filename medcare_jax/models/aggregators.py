@@ -5,14 +5,19 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from medcare_jax.models.lora import Factors, LoRA, low_rank_delta, uniform_fan_in
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE, NOISE
 from medcare_jax.settings import DTYPES, AdapterSettings, ComputeSettings
+from medcare_jax.sharding import gather_weight
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FFN_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+ROUTER_LOGITS = "router_logits"
+"""What remat policies call the logits of the experts: 8 numbers a token, six float32 passes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +73,8 @@ class NoiseAggregator(nn.Module):
         bias = self.param("router_bias", init, (experts,))
         # An accelerator's quick product would send tokens to other experts than float32 does.
         logits = jnp.matmul(x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
-        logits = logits + jnp.expand_dims(bias, (0, 1))
-        self.sow("intermediates", "router_logits", logits)
+        logits = checkpoint_name(logits + jnp.expand_dims(bias, (0, 1)), ROUTER_LOGITS)
+        self.sow("intermediates", ROUTER_LOGITS, logits)
         gates = route(logits, self.settings.experts_per_token)
         return Factors(
             self.param("lora_a", init, (width, experts * rank)),
@@ -102,7 +107,7 @@ class AdaptedLinear(nn.Module):
         """The projection in the compute dtype. Dropout is on when a `dropout` rng is given."""
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
         self.sow("activations", "inputs", x)
-        y = x @ kernel.astype(x.dtype)
+        y = x @ gather_weight(f"{self.name}/kernel", kernel.astype(x.dtype))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + jnp.expand_dims(bias.astype(x.dtype), (0, 1))

@@ -4,10 +4,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from medcare_jax.models.families import DecoderSettings, RopeScaling
+from medcare_jax.models.splash import splash_attend
 from medcare_jax.shapes import AttentionMask, Keys, Positions, Queries, Segments
+from medcare_jax.sharding import current_platform
 
 
 class KVCache(NamedTuple):
@@ -76,6 +79,35 @@ def cached_mask(positions: Positions, segments: Segments, slots: Segments) -> At
     return jnp.concatenate(
         [earlier, causal & (segments[:, :, None] == segments[:, None, :])], axis=-1
     )
+
+
+ATTENDED = "attended"
+"""What remat policies call the output of attention."""
+
+
+def choose_kernel(name: str, dtype: jnp.dtype) -> str:
+    """The kernel for whole rows: the one that is named, or for `auto` that of the platform."""
+    if name != "auto":
+        return name
+    platform = current_platform()
+    if platform == "gpu":
+        return "xla" if dtype == jnp.float32 else "cudnn"  # cuDNN has no float32
+    return "splash" if platform == "tpu" else "xla"
+
+
+def visible(segments: Segments, kernel: str) -> AttentionMask | Segments:
+    """What `attend_packed` has to know of which tokens see which: a mask, or just segments."""
+    return segments if kernel == "splash" else packed_mask(segments)
+
+
+def attend_packed(
+    q: Queries, k: Keys, v: Keys, seen: AttentionMask | Segments, *, kernel: str
+) -> Queries:
+    """Attention within packed rows, `seen` as `visible` makes it; [b, t, n, h] like q."""
+    if seen.ndim == 2:
+        return splash_attend(q, k, v, seen, residual_name=ATTENDED)
+    implementation = "cudnn" if kernel == "cudnn" else "xla"
+    return checkpoint_name(attend(q, k, v, seen, implementation=implementation), ATTENDED)
 
 
 def attend(q: Queries, k: Keys, v: Keys, mask: AttentionMask, *, implementation: str) -> Queries:

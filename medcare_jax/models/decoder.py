@@ -4,37 +4,46 @@ Layers are scanned, so every leaf below `model/layers` has a leading axis of len
 here knows of devices but `shard_batch`, which keeps the residual stream cut along the batch.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from medcare_jax.models.aggregators import (
     ATTENTION_PROJECTIONS,
+    ROUTER_LOGITS,
     AdaptedLinear,
     Components,
 )
 from medcare_jax.models.attention import (
+    ATTENDED,
     KVCache,
-    attend,
     attend_cached,
+    attend_packed,
     cached_mask,
-    packed_mask,
+    choose_kernel,
     rope_frequencies,
     rotate,
+    visible,
 )
 from medcare_jax.models.families import DecoderSettings
+from medcare_jax.models.lora import RANKS
 from medcare_jax.settings import DTYPES, AdapterSettings, ComputeSettings
 from medcare_jax.shapes import AttentionMask, Hidden, Logits, Params, Positions, Segments, Tokens
 from medcare_jax.sharding import shard_batch
 
 LayerCache = tuple[Array, Array] | None
 
-REMAT_POLICIES: dict[str, Any] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+_QKV, _MID, _GATE, _UP = "qkv", "mid", "gate", "up"
+
+# What the backward pass finds in memory beside each layer's input; the rest it computes again.
+SAVED: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "attention": (ATTENDED,),
+    "qkv": (_QKV, ATTENDED, _MID),
+    "ffn": (ATTENDED, _GATE, _UP, RANKS, ROUTER_LOGITS),
+    "products": (_QKV, ATTENDED, _MID, _GATE, _UP, RANKS, ROUTER_LOGITS),
 }
 
 
@@ -80,14 +89,16 @@ class Attention(_Part):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, positions: Positions, mask: AttentionMask, cache: LayerCache
+        self, x: Hidden, positions: Positions, mask: AttentionMask | Segments, cache: LayerCache
     ) -> tuple[Hidden, LayerCache]:
         """The attended values; with a cache also the new tokens' keys and values, [b, t, k, h]."""
         q, k, v = self._heads(x)
         frequencies = rope_frequencies(self.settings)
         q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
         if cache is None:
-            out = attend(q, k, v, mask, implementation=self.compute.attention)
+            q, k, v = (checkpoint_name(heads, _QKV) for heads in (q, k, v))
+            kernel = choose_kernel(self.compute.attention, x.dtype)
+            out = attend_packed(q, k, v, mask, kernel=kernel)
         else:
             out = attend_cached(q, cache, (k, v), mask)
         out = out.reshape(*x.shape[:-1], -1)
@@ -116,8 +127,9 @@ class MLP(_Part):
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
         """down(silu(gate(x)) · up(x))."""
-        gate = self.project("gate_proj", self.settings.intermediate_size)(x)
-        up = self.project("up_proj", self.settings.intermediate_size)(x)
+        width = self.settings.intermediate_size
+        gate = checkpoint_name(self.project("gate_proj", width)(x), _GATE)
+        up = checkpoint_name(self.project("up_proj", width)(x), _UP)
         return self.project("down_proj", self.settings.hidden_size)(nn.silu(gate) * up)
 
 
@@ -126,14 +138,14 @@ class Block(_Part):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, positions: Positions, mask: AttentionMask, cache: LayerCache
+        self, x: Hidden, positions: Positions, mask: AttentionMask | Segments, cache: LayerCache
     ) -> tuple[Hidden, LayerCache]:
         """The residual stream after the layer, and what `Attention` returns beside."""
         parts = (self.settings, self.adapters, self.components, self.compute)
         eps = self.settings.rms_norm_eps
         normed = RMSNorm(eps, name="input_layernorm")(x)
         attended, new = Attention(*parts, name="self_attn")(normed, positions, mask, cache)
-        x = x + attended
+        x = checkpoint_name(x + attended, _MID)
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
         x = shard_batch(x + MLP(*parts, name="mlp")(normed))
         self.sow("intermediates", "hidden", x)
@@ -170,7 +182,11 @@ class Trunk(_Part):
 
     @nn.compact
     def __call__(
-        self, tokens: Tokens, positions: Positions, mask: AttentionMask, cache: LayerCache
+        self,
+        tokens: Tokens,
+        positions: Positions,
+        mask: AttentionMask | Segments,
+        cache: LayerCache,
     ) -> tuple[Hidden, LayerCache]:
         """Hidden states after the final norm, and the new keys and values of all layers."""
         s = self.settings
@@ -193,7 +209,8 @@ class Trunk(_Part):
         """The block, recomputed in the backward pass as the remat policy says."""
         if self.compute.remat == "none":
             return Block
-        return nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.compute.remat])
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED[self.compute.remat])
+        return nn.remat(Block, prevent_cse=False, policy=policy)
 
 
 class Decoder(nn.Module):
@@ -245,7 +262,10 @@ class Decoder(nn.Module):
         if self.is_initializing() and not self.settings.tie_word_embeddings:
             self.lm_head(jnp.zeros((1, 1, self.settings.hidden_size)))
         if cache is None:
-            return self.model(tokens, positions, packed_mask(segments), None)[0]
+            kernel = choose_kernel(self.compute.attention, DTYPES[self.compute.dtype])
+            # Initial values are made from one row, which a mesh cannot cut for the kernel.
+            kernel = "xla" if self.is_initializing() else kernel
+            return self.model(tokens, positions, visible(segments, kernel), None)[0]
         mask = cached_mask(positions, segments, cache.segments)
         hidden, new = self.model(tokens, positions, mask, (cache.keys, cache.values))
         keys, values = (entries.swapaxes(2, 3) for entries in new)

@@ -6,9 +6,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 Initializer = Callable[..., Array]
+
+RANKS = "ranks"
+"""What remat policies call the rank-space activations."""
 
 
 class Factors(NamedTuple):
@@ -68,6 +72,7 @@ def low_rank_delta(
     # that it fuses with all that came before, at a third of the whole step's time.
     tokens = x.shape[:-1]
     ranks = (x.reshape(-1, x.shape[-1]) @ lora_a).reshape(*tokens, -1)
+    ranks = checkpoint_name(ranks, RANKS)
     if any(each.gates is not None for each in adapters):
         ranks = ranks * _joined_gates(adapters, ranks)
     # Scaled here and not behind B: a tensor of width r instead of f, in both directions.

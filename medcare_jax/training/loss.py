@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from medcare_jax.shapes import Hidden, Segments, Targets, Tokens
+from medcare_jax.sharding import gather_weight
 
 
 class NextTokens(NamedTuple):
@@ -59,7 +60,8 @@ def summed_nll(
     chunks = hidden.shape[1] // min(chunk, hidden.shape[1] - padding)
     return _chunked_nll(
         _in_chunks(hidden, chunks),
-        jax.lax.stop_gradient(kernel),
+        # Here and not in each chunk, or every chunk would gather it again.
+        gather_weight("lm_head/kernel", jax.lax.stop_gradient(kernel)),
         _in_chunks(front(targets.labels), chunks),
         _in_chunks(front(targets.weights), chunks),
     )

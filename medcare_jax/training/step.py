@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 from medcare_jax.data.packing import Batch
 from medcare_jax.models.decoder import Decoder, output_matrix
 from medcare_jax.orthogonality import measure, overlap_penalty, project_tree, subspace_penalty
-from medcare_jax.params import ALIGNMENT, KNOWLEDGE, Tree, merge
-from medcare_jax.settings import ConstraintSettings
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree, merge
+from medcare_jax.settings import DTYPES, ConstraintSettings
+from medcare_jax.sharding import gather, path_name, scatter
 from medcare_jax.training.loss import next_tokens, summed_nll
 
 
@@ -118,12 +119,17 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         targets = jnp.sum(next_tokens(batch.tokens, batch.segments, batch.is_target).weights)
-        total, grads = accumulate(
-            lambda part, part_key: jax.value_and_grad(nll)(state.learning, frozen, part, part_key),
-            batch,
-            key,
-            accumulation,
-        )
+        dtype = DTYPES[decoder.compute.adapter_dtype]
+        learning = working_copy(state.learning, dtype)
+        others = {BASE: frozen[BASE]} | {
+            name: working_copy(tree, dtype) for name, tree in frozen.items() if name != BASE
+        }
+
+        def value_and_grad(part: Batch, part_key: Array) -> tuple[Array, Tree]:
+            value, slope = jax.value_and_grad(nll)(learning, others, part, part_key)
+            return value, scatter(jax.tree.map(lambda g: g.astype(jnp.float32), slope))
+
+        total, grads = accumulate(value_and_grad, batch, key, accumulation)
         share = 1.0 / jnp.maximum(targets, 1.0)
         grads = jax.tree.map(lambda g: g * share, grads)
         overlap = jnp.zeros((), jnp.float32)
@@ -172,6 +178,15 @@ def penalty_of(
         return subspace_penalty({ALIGNMENT: trees[ALIGNMENT]}, basis, norm=norm)
     side: Any = constraint.side
     return overlap_penalty(trees[KNOWLEDGE], trees[ALIGNMENT], norm=norm, side=side)
+
+
+def working_copy(adapters: Tree, dtype: jnp.dtype) -> Tree:
+    """Adapters as the matmuls read them, cast and gathered once per step and not once per layer.
+
+    Routers stay in float32: rounded ones would send tokens to other experts.
+    """
+    cast = lambda path, leaf: leaf if "router" in path_name(path) else leaf.astype(dtype)
+    return dict(gather(jax.tree_util.tree_map_with_path(cast, adapters)))
 
 
 def accumulate(

@@ -180,13 +180,13 @@ def loss_of(decoder, inputs):
 
 def test_what_the_backward_pass_recomputes_does_not_change_gradients():
     gradients = {}
-    for remat in ("none", "full", "dots"):
+    for remat in ("none", "full", "products"):
         compute = dataclasses.replace(FLOAT32, remat=remat)
         decoder = tiny_decoder("qwen2", Components(ffn=(KNOWLEDGE,)), compute)
         parts = trees.split(random_params(decoder))
         base = {"base": parts.pop("base")}
         gradients[remat] = jax.jit(jax.grad(loss_of(decoder, random_inputs())))(parts, base)
-    for remat in ("full", "dots"):
+    for remat in ("full", "products"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
             gradients[remat],
@@ -196,7 +196,7 @@ def test_what_the_backward_pass_recomputes_does_not_change_gradients():
         assert np.abs(leaf).max(axis=tuple(range(1, leaf.ndim))).min() > 0, path
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "products"])
 def test_remat_keeps_less_for_the_backward_pass(adapted, remat):
     """The control of the test above: the policies do differ in what they store."""
     decoder, params = adapted
