@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     # full | attention | qkv | ffn | products | none: the backward pass computes again less and less
     # and memory grows; models/decoder.py says what each keeps, tools/plan.py what fits.
     config.compute.remat = "full"
-    config.compute.attention = "auto"  # splash on TPU, cudnn on GPU, else xla; or one of them
+    config.compute.attention = "auto"  # splash on TPU, else xla; or one of xla | cudnn | splash
     config.compute.loss_chunk = 256  # positions of each row whose logits exist at once
 
     config.mesh = ml_collections.ConfigDict()

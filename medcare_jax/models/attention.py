@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from medcare_jax.models.families import DecoderSettings, RopeScaling
-from medcare_jax.models.splash import splash_attend
+from medcare_jax.models.splash import is_cuttable, splash_attend
 from medcare_jax.shapes import AttentionMask, Keys, Positions, Queries, Segments
 from medcare_jax.sharding import current_platform
 
@@ -85,14 +85,17 @@ ATTENDED = "attended"
 """What remat policies call the output of attention."""
 
 
-def choose_kernel(name: str, dtype: jnp.dtype) -> str:
-    """The kernel for whole rows: the one that is named, or for `auto` that of the platform."""
+def choose_kernel(name: str, *, rows: int, heads: int) -> str:
+    """The kernel for whole rows: the one that is named; for `auto` splash wherever it can run.
+
+    Args:
+      name: As in `compute.attention`.
+      rows: Of the batch, which the mesh must be able to cut for splash.
+      heads: Of keys and values, likewise.
+    """
     if name != "auto":
         return name
-    platform = current_platform()
-    if platform == "gpu":
-        return "xla" if dtype == jnp.float32 else "cudnn"  # cuDNN has no float32
-    return "splash" if platform == "tpu" else "xla"
+    return "splash" if current_platform() == "tpu" and is_cuttable(rows, heads) else "xla"
 
 
 def visible(segments: Segments, kernel: str) -> AttentionMask | Segments:

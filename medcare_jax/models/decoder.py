@@ -97,8 +97,7 @@ class Attention(_Part):
         q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
         if cache is None:
             q, k, v = (checkpoint_name(heads, _QKV) for heads in (q, k, v))
-            kernel = choose_kernel(self.compute.attention, x.dtype)
-            out = attend_packed(q, k, v, mask, kernel=kernel)
+            out = attend_packed(q, k, v, mask, kernel=self.compute.attention)
         else:
             out = attend_cached(q, cache, (k, v), mask)
         out = out.reshape(*x.shape[:-1], -1)
@@ -262,7 +261,9 @@ class Decoder(nn.Module):
         if self.is_initializing() and not self.settings.tie_word_embeddings:
             self.lm_head(jnp.zeros((1, 1, self.settings.hidden_size)))
         if cache is None:
-            kernel = choose_kernel(self.compute.attention, DTYPES[self.compute.dtype])
+            kernel = choose_kernel(
+                self.compute.attention, rows=len(tokens), heads=self.settings.num_kv_heads
+            )
             # Initial values are made from one row, which a mesh cannot cut for the kernel.
             kernel = "xla" if self.is_initializing() else kernel
             return self.model(tokens, positions, visible(segments, kernel), None)[0]

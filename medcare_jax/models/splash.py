@@ -5,6 +5,7 @@ device: rows are cut along the batch axes, heads along `tensor`.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,16 @@ def block_size(length: int) -> int:
     (1024, 512, 128)
     """
     return max(block for block in (128, 256, 512, 1024) if length % block == 0)
+
+
+def is_cuttable(rows: int, heads: int) -> bool:
+    """Whether the current mesh cuts so many rows and key-value heads evenly; true without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return True
+    return not (rows % math.prod(mesh.shape[axis] for axis in BATCH_AXES)) and not (
+        heads % mesh.shape["tensor"]
+    )
 
 
 def splash_attend(
