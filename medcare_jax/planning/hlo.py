@@ -190,9 +190,12 @@ def matmul_flops(op: Op, types: dict[str, str]) -> float:
 
 def _splash_flops(op: Op) -> float:
     """Causal attention: two matmuls forward, five backward, over half of the pairs."""
-    sizes = max((shape for kind, shape in shapes(op.type) if kind == "bf16"), key=math.prod)
+    # The first operand that is no integer is the queries. Results would mislead: the fused
+    # backward kernel gives their gradient once for each block of keys.
+    operands = op.rest.split("operand_layout_constraints=", 1)[1]
+    queries = next(shape for kind, shape in shapes(operands) if kind in ("bf16", "f32", "f16"))
     matmuls = 2 if "fwd" in op.name else 5
-    return matmuls * math.prod(sizes) * sizes[-2]
+    return matmuls * math.prod(queries) * queries[-2]
 
 
 def _collective(op: Op, times: int) -> Collective | None:

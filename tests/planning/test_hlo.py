@@ -8,21 +8,27 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from medcare_jax.models.splash import splash_attend
 from medcare_jax.planning import hlo
 from medcare_jax.planning.topologies import compile_devices, parse
 from medcare_jax.planning.worker import _ENVIRONMENT
 from medcare_jax.settings import MeshSettings
-from medcare_jax.sharding import make_mesh
+from medcare_jax.sharding import BATCH_AXES, make_mesh
 
 LAYERS, ROWS, WIDTH = 5, 512, 1024
 
 
 @pytest.fixture(scope="module")
-def program():
-    """x @ w, five times in a loop, w gathered from four devices each time."""
+def mesh():
+    """Four devices that can be compiled for."""
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k != "JAX_PLATFORMS"})
-    mesh = make_mesh(MeshSettings(), compile_devices(parse("v5e:2x2")))
+    return make_mesh(MeshSettings(), compile_devices(parse("v5e:2x2")))
+
+
+@pytest.fixture(scope="module")
+def program(mesh):
+    """x @ w, five times in a loop, w gathered from four devices each time."""
 
     def loop(x, weights):
         def layer(x, w):
@@ -45,6 +51,21 @@ def test_flops_count_every_turn_of_the_loop(program):
     # 128 x 128 cells twice a cycle are 65,536 FLOP on one of v5e's four units.
     assert counts.matmul_flops / counts.matmul_cycles < 4 * 2 * 128 * 128
     assert counts.kernel_flops == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_attention_kernels_count_two_matmuls_forward_and_five_backward(mesh, dtype):
+    """Rows of two blocks of keys, for each of which the kernel gives a gradient of queries."""
+    length, heads, width = 2048, 4, 128
+    rows = NamedSharding(mesh, P(BATCH_AXES))
+    make = lambda n: jax.ShapeDtypeStruct((4, length, n, width), dtype, sharding=rows)
+    segments = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=rows)
+    attend = lambda *args: splash_attend(*args, residual_name="out").astype(jnp.float32).sum()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        gradients = jax.jit(jax.grad(attend, argnums=(0, 1, 2)))
+        compiled = gradients.lower(make(heads), make(2), make(2), segments).compile()
+    counts = hlo.count(hlo.Program(compiled.as_text()))
+    assert counts.kernel_flops == (2 + 5) * heads * length * length * width
 
 
 def test_gathers_are_counted_in_bytes_and_along_their_axis(program):
