@@ -25,7 +25,8 @@ ATTENTION_USE = 0.5
 """Share of the peak that attention kernels are taken to reach; they carry no estimate."""
 ASSUMPTIONS = (
     f"attention kernels at {ATTENTION_USE:.0%} of peak, collectives overlapped with compute, "
-    "links without wrap-around; never checked against a TPU"
+    "links without wrap-around and, between slices too, as fast as within one; never checked "
+    "against a TPU"
 )
 
 

@@ -15,7 +15,7 @@ def render(plan: dict[str, Any]) -> str:
         f"  base     {plan['base']}",
         f"  mesh     {mesh}",
         f"  batch    {plan['rows']} rows of {plan['row_length']} tokens in {plan['accumulation']} "
-        f"microbatches, {plan['rows_per_device']} rows per device; remat {plan['remat']}",
+        f"microbatch(es), {plan['rows_per_device']} rows per device; remat {plan['remat']}",
         "",
         *_memory(plan),
     ]
@@ -41,11 +41,7 @@ def summary(plan: dict[str, Any]) -> str:
 
 def _memory(plan: dict[str, Any]) -> list[str]:
     """HBM by kind, and the verdict."""
-    rows = [
-        f"  {kind:10} {size / _GIB:8.3f} GiB"
-        for kind, size in plan["hbm"].items()
-        if size is not None
-    ]
+    rows = [f"  {kind:10} {_size(size)}" for kind, size in plan["hbm"].items() if size is not None]
     free, limit = plan["hbm_free"] / _GIB, plan["hbm_limit"] / _GIB
     verdict = (
         f"FITS, {free:.2f} GiB free" if plan["fits"] else f"DOES NOT FIT, {-free:.2f} GiB over"
@@ -63,18 +59,18 @@ def _speed(plan: dict[str, Any]) -> list[str]:
     slow, fast = plan["tokens_per_second"]
     rows = [
         "Step",
-        f"  work       {flops['per_device'] / 1e12:.1f} TFLOP per device, "
+        f"  work       {flops['per_device'] / 1e12:.3g} TFLOP per device, "
         f"{flops['useful_share']:.0%} useful",
-        f"  compute    {plan['compute_seconds'][0]:.3f} to {plan['compute_seconds'][1]:.3f} s",
-        f"  network    {plan['network_seconds'][0]:.3f} to {plan['network_seconds'][1]:.3f} s",
-        f"  step       {low:.3f} to {high:.3f} s",
+        f"  compute    {plan['compute_seconds'][0]:.3g} to {plan['compute_seconds'][1]:.3g} s",
+        f"  network    {plan['network_seconds'][0]:.3g} to {plan['network_seconds'][1]:.3g} s",
+        f"  step       {low:.3g} to {high:.3g} s",
         f"  tokens/s   {slow:,.0f} to {fast:,.0f} ({slow / plan['chips']:,.0f} to "
         f"{fast / plan['chips']:,.0f} per chip)",
         f"  LoRA-MFU   {_percent(plan['lora_mfu'])}",
         "Collectives per device and step",
     ]
     rows += [
-        f"  {each['kind']:19} {each['axis']:12} {each['bytes'] / 1e9:9.3f} GB in {each['count']}"
+        f"  {each['kind']:19} {each['axis']:12} {_size(each['bytes'])} in {each['count']}"
         for each in plan["collectives"]
     ]
     if "days" in plan:
@@ -87,6 +83,16 @@ def _speed(plan: dict[str, Any]) -> list[str]:
     else:
         rows.append("Run: name the stage's tokens with --tokens to see days and chip-hours")
     return rows
+
+
+def _size(size: int) -> str:
+    """Bytes in the unit that shows them.
+
+    >>> _size(3 * 2**20), _size(5 * 2**30)
+    ('   3.000 MiB', '   5.000 GiB')
+    """
+    unit, name = (_GIB, "GiB") if size >= _GIB else (2**20, "MiB")
+    return f"{size / unit:8.3f} {name}"
 
 
 def _percent(shares: list[float]) -> str:

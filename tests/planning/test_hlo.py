@@ -53,14 +53,13 @@ def test_flops_count_every_turn_of_the_loop(program):
     assert counts.kernel_flops == 0
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_attention_kernels_count_two_matmuls_forward_and_five_backward(mesh, dtype):
+def test_attention_kernels_count_two_matmuls_forward_and_five_backward(mesh):
     """Rows of two blocks of keys, for each of which the kernel gives a gradient of queries."""
     length, heads, width = 2048, 4, 128
     rows = NamedSharding(mesh, P(BATCH_AXES))
-    make = lambda n: jax.ShapeDtypeStruct((4, length, n, width), dtype, sharding=rows)
+    make = lambda n: jax.ShapeDtypeStruct((4, length, n, width), jnp.float32, sharding=rows)
     segments = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=rows)
-    attend = lambda *args: splash_attend(*args, residual_name="out").astype(jnp.float32).sum()
+    attend = lambda *args: splash_attend(*args, residual_name="out").sum()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         gradients = jax.jit(jax.grad(attend, argnums=(0, 1, 2)))
         compiled = gradients.lower(make(heads), make(2), make(2), segments).compile()
