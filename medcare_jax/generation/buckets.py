@@ -44,7 +44,7 @@ def length_batches(lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
 
 def pad_right(
     rows: Sequence[Sequence[int]], batch: int, pad_id: int, *, minimum: int = 16
-) -> tuple[Int[np.ndarray, "b t"], Int[np.ndarray, "b"]]:
+) -> tuple[Int[np.ndarray, "b t"], Int[np.ndarray, " b"]]:
     """Rows of ids as one int32 array of a bucket's width, and each row's length.
 
     Rows that are missing to `batch` are one pad token long, since no row may be empty.
