@@ -69,11 +69,6 @@ def exhausted_bytes(message: str) -> int | None:
     return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1))
 
 
-def activation_bytes(settings: Settings, hidden: int, layers: int, rows: float) -> int:
-    """The layers' inputs, which every remat policy keeps, of so many rows on a device."""
-    return int(rows * settings.data.row_length * hidden * layers * 2)
-
-
 def remedies(settings: Settings, memory: Memory, *, rows: int, devices: int) -> list[str]:
     """The three cheapest ways to need less, the cheapest first."""
     out, accumulation = [], settings.data.accumulation
