@@ -15,7 +15,7 @@ demo: $(VENV)/demo
 	$(BIN)/python tools/medcare.py --config=$(CONFIG) --workdir=$(WORKDIR)
 
 test: $(VENV)/test lint types doctest $(if $(CI),browser)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow

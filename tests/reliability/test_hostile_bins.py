@@ -18,7 +18,7 @@ _CHILD = """
 import json, pathlib, resource, sys, time
 import torch
 from medcare_jax.conversion import ConversionError
-from medcare_jax.conversion.reference import read_bin
+from medcare_jax.conversion.torch_files import read_bin
 
 folder = pathlib.Path(sys.argv[1])
 read_bin(folder / "good.bin")

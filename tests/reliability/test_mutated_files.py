@@ -12,9 +12,9 @@ import pytest
 from medcare_jax.checkpoints import MANIFEST, Checkpoints, find_fault
 from medcare_jax.conversion import safetensors
 from medcare_jax.conversion.huggingface import open_base
-from medcare_jax.conversion.reference import read_bin
 from medcare_jax.conversion.synthetic import write_model
 from medcare_jax.conversion.tensors import ConversionError, LazyTensor
+from medcare_jax.conversion.torch_files import read_bin
 from medcare_jax.models.families import UnsupportedModelError
 from tests.conversion.test_gguf import wide, write_gguf
 from tests.helpers import TINY

@@ -12,17 +12,29 @@ from medcare_jax.run.handover import hand_over
 from medcare_jax.settings import ConstraintSettings, MeshSettings
 from medcare_jax.sharding import make_mesh
 from tests.helpers import FLOAT32, random_params
-from tests.training.cases import ADAPTERS, DA, MKA, SETTINGS, make_batch, sequences, stage_decoder
+from tests.training.cases import (
+    ADAPTERS,
+    DA,
+    LENGTH,
+    MKA,
+    ROWS,
+    SETTINGS,
+    make_batch,
+    sequences,
+    stage_decoder,
+)
 
 
 class Batches:
     """MKA's stream, which counts what is taken from it."""
 
+    report = types.SimpleNamespace(rows=ROWS, row_length=LENGTH)
+
     def __init__(self):
         self.taken = 0
 
-    def iterate(self, start, *, process_index, process_count):
-        assert (start, process_index, process_count) == (0, 0, 1)
+    def iterate(self, start, *, rows):
+        assert (start, rows) == (0, list(range(ROWS)))
         for seed in range(50):
             self.taken += 1
             yield make_batch(sequences(seed))

@@ -33,8 +33,6 @@ DA = alignment_stage(ADAPTERS, ConstraintSettings())
 DA_OPEN = alignment_stage(ADAPTERS, ConstraintSettings(freeze_knowledge=False))
 ROWS, LENGTH = 8, 14
 LOSS_CHUNK = 6
-# A step compiles in a fifth of the time; what it computes is the same program.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def stage_decoder(stage: Stage, *, dropout: float = 0.0) -> Decoder:
@@ -121,7 +119,7 @@ def make_case(
         decoder, optimizer, constraint, accumulation=accumulation, loss_chunk=LOSS_CHUNK
     )
     state = make_state(learning, optimizer, jax.random.key(9), basis)
-    return Case(decoder, step, jax.jit(step, compiler_options=QUICK), state, trees)
+    return Case(decoder, step, jax.jit(step), state, trees)
 
 
 def assert_trees_close(found: Any, expected: Any, *, rtol: float = 0.0, atol: float = 0.0) -> None:

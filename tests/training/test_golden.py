@@ -17,7 +17,7 @@ from medcare_jax.training.optimizer import make_optimizer, make_schedule
 from medcare_jax.training.stages import MKA
 from medcare_jax.training.step import make_state, make_train_step
 from tests.helpers import FLOAT32
-from tests.training.cases import DA_OPEN, QUICK
+from tests.training.cases import DA_OPEN
 
 pytestmark = pytest.mark.torch  # what the reference saved is read with torch
 
@@ -80,7 +80,7 @@ def trajectory(request, shared):
     decoder = Decoder(settings, adapters, stage.components, FLOAT32)
     step = make_train_step(decoder, optimizer, constraint, accumulation=1, loss_chunk=7)
     state, rows = make_state(learning, optimizer, jax.random.key(0), basis), []
-    compiled = jax.jit(step, compiler_options=QUICK)
+    compiled = jax.jit(step)
     for _ in range(STEPS):
         state, metrics = compiled(state, {BASE: params}, golden_batch(folder))
         rows.append(metrics)

@@ -37,7 +37,7 @@ from medcare_jax.training.stages import (
     select,
 )
 from tests.helpers import FLOAT32, outputs_of, random_inputs, random_params
-from tests.training.cases import ADAPTERS, DA, DA_OPEN, QUICK, SETTINGS, stage_decoder
+from tests.training.cases import ADAPTERS, DA, DA_OPEN, SETTINGS, stage_decoder
 
 ON_ATTENTION = alignment_stage(
     dataclasses.replace(ADAPTERS, alignment_on_attention=True), ConstraintSettings()
@@ -276,7 +276,7 @@ def test_making_adapters_makes_no_base_weight():
     key = jax.random.key(0)
     shapes = split(jax.eval_shape(decoder.init, key, ones, ones, ones)["params"])
     base, adapters = (sum(map(nbytes, map(shapes.get, names))) for names in ([BASE], MKA.learning))
-    memory = init_adapters.lower(decoder, key).compile(QUICK).memory_analysis()
+    memory = init_adapters.lower(decoder, key).compile().memory_analysis()
     assert memory.output_size_in_bytes < 1.1 * adapters
     assert memory.temp_size_in_bytes < adapters
     assert adapters < 0.1 * base

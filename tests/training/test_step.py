@@ -20,7 +20,6 @@ from tests.training.cases import (
     DA,
     DA_OPEN,
     MKA,
-    QUICK,
     RATES,
     assert_trees_close,
     make_batch,
@@ -68,7 +67,7 @@ def oracle(batch):
         losses = dense_losses(case, batch)(learning)
         return jnp.sum(losses, where=is_label(batch)) / float(is_label(batch).sum()), losses
 
-    compute = jax.jit(jax.value_and_grad(mean, has_aux=True), compiler_options=QUICK)
+    compute = jax.jit(jax.value_and_grad(mean, has_aux=True))
     (loss, losses), gradient = compute(case.state.learning)
     return Oracle(float(loss), np.asarray(losses), gradient)
 
@@ -310,7 +309,7 @@ def on_mesh(case, mesh, batch):
     places = tree_shardings(mesh, trees)
     with jax.set_mesh(mesh):
         lowered = jit_step(case.step, *places, mesh).lower(*trees, batch)
-    return lowered.compile(compiler_options=QUICK), *jax.device_put(trees, places)
+    return lowered.compile(), *jax.device_put(trees, places)
 
 
 def weight_shaped_products(function, *arguments):
