@@ -40,6 +40,10 @@ class ClusterError(ValueError):
     """The processes of a run do not find each other; the message says what to give."""
 
 
+class StoppedEarly(Exception):  # noqa: N818 - not an error: the run was asked to end
+    """The process was told to end; a checkpoint was written and the same command goes on."""
+
+
 class Place(NamedTuple):
     """Where this process stands among those of a run; what is None, the environment says.
 

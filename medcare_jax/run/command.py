@@ -8,7 +8,6 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from medcare_jax import distributed
-from medcare_jax.training.loop import StoppedEarly
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
@@ -41,7 +40,7 @@ def _guarded(main: Callable[[], None], argv: list[str]) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         main()
-    except StoppedEarly as stop:
+    except distributed.StoppedEarly as stop:
         print(f"{stop}. The same command goes on from there.", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

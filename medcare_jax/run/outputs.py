@@ -11,6 +11,7 @@ from typing import Any
 from medcare_jax import distributed
 from medcare_jax.agreement import first_says
 from medcare_jax.conversion.huggingface import read_along, save_huggingface
+from medcare_jax.distributed import StoppedEarly
 from medcare_jax.evaluation.asking import Subject
 from medcare_jax.evaluation.evaluator import Options, evaluate, num_answers
 from medcare_jax.evaluation.report.run_report import RunReport, StageCurve, write_report
@@ -27,7 +28,6 @@ from medcare_jax.run.facts import versions
 from medcare_jax.run.model_card import model_card
 from medcare_jax.settings import DTYPES, EvaluationSettings, Settings
 from medcare_jax.training.history import read_history
-from medcare_jax.training.loop import StoppedEarly
 from medcare_jax.version import __version__
 
 # What the projection promises of ||Q^T A|| / ||A|| with float32 masters.

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from medcare_jax import distributed
+from medcare_jax.distributed import StoppedEarly
 from medcare_jax.files import read_json, write_json
 from medcare_jax.models.aggregators import FFN_PROJECTIONS, KNOWLEDGE_COMPONENTS
 from medcare_jax.orthogonality import max_leak
@@ -34,7 +35,6 @@ from medcare_jax.sharding import make_mesh
 from medcare_jax.study import measures, report
 from medcare_jax.study.facts import write_fact_tasks
 from medcare_jax.study.settings import KEEP_NOISE, ONE_LORA, Cell, Study
-from medcare_jax.training.loop import StoppedEarly
 from medcare_jax.training.stages import MKA, ONE_LORA_DA, ONE_LORA_MKA, select
 
 

@@ -5,8 +5,6 @@ import pathlib
 from collections.abc import Mapping
 from types import TracebackType
 
-import tensorboardX
-
 from medcare_jax.files import write_text
 
 
@@ -20,6 +18,9 @@ class History:
 
     def __init__(self, folder: pathlib.Path, *, first_step: int) -> None:
         """Opens the record; the next line to come is that of `first_step` + 1."""
+        # Imported by those who write: it takes PyTorch along, two seconds where that is installed.
+        import tensorboardX
+
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = [line for line in read_history(path) if line["step"] <= first_step]

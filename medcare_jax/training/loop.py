@@ -30,10 +30,6 @@ class NonFiniteLossError(ArithmeticError):
     """The loss or gradient is no longer a number; the last good checkpoint is untouched."""
 
 
-class StoppedEarly(Exception):  # noqa: N818 - not an error: the run was asked to end
-    """The process was told to end; a checkpoint was written and the same command goes on."""
-
-
 class Progress(Protocol):
     """What the loop tells a progress display."""
 
@@ -144,7 +140,9 @@ def _train(
             checkpoints.save(number, state, run.meta)
         if stops and not is_last:
             checkpoints.wait()
-            raise StoppedEarly(f"stopped after step {number} of {run.total_steps}; saved")
+            raise distributed.StoppedEarly(
+                f"stopped after step {number} of {run.total_steps}; saved"
+            )
         if is_last:
             break
     checkpoints.wait()

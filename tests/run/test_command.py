@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 from medcare_jax.run.command import run
-from medcare_jax.training.loop import StoppedEarly
+from medcare_jax.distributed import StoppedEarly
 
 def main():
     raise {error}

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = (
     "--config.seeds=(0,)",
@@ -29,7 +30,7 @@ def command(workdir, *flags):
 
 
 def environment():
-    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu"}
 
 
 def run(workdir, *flags):

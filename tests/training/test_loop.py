@@ -17,9 +17,10 @@ import pytest
 
 from medcare_jax import distributed
 from medcare_jax.checkpoints import CheckpointError, find_fault
+from medcare_jax.distributed import StoppedEarly
 from medcare_jax.params import BASE, flatten, unflatten
 from medcare_jax.training.history import read_history
-from medcare_jax.training.loop import NonFiniteLossError, StoppedEarly, run_stage
+from medcare_jax.training.loop import NonFiniteLossError, run_stage
 from tests.training.runs import SECRET, state_digest, tiny_mesh, tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
