@@ -21,6 +21,8 @@ def _stage(learning_rate: float, epochs: int) -> ml_collections.ConfigDict:
     stage.clip_norm = 1.0  # global norm of the gradient; 0: no clipping
     stage.adam_b1 = 0.9
     stage.adam_b2 = 0.999
+    # Steps whose loss or gradient is not finite are left out, at most so many; then the run stops.
+    stage.max_skipped = 3
     return stage
 
 

@@ -190,10 +190,12 @@ class StageSettings:
     clip_norm: float = 1.0
     adam_b1: float = 0.9
     adam_b2: float = 0.999
+    max_skipped: int = 3
 
     def __post_init__(self) -> None:
         _at_least("epochs", self.epochs, 1)
         _at_least("max_steps", self.max_steps, 0)
+        _at_least("max_skipped", self.max_skipped, 0)
         for name in ("learning_rate", "weight_decay", "clip_norm"):
             _at_least(name, getattr(self, name), 0)
         for name in ("adam_b1", "adam_b2"):

@@ -44,7 +44,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (rf"basis/(.*/)?{_PROJECTION}/lora_b", P("fsdp", None)),
     (rf"{_PROJECTION}/(noise/)?router_kernel", P(None, None)),
     (rf"{_PROJECTION}/(noise/)?router_bias", P(None)),
-    (r"(count|step|key|removed)", P()),
+    (r"(count|step|skipped|key|removed)", P()),
 )
 
 

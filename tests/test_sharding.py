@@ -89,6 +89,7 @@ CUTS = {
     "model/layers/mlp/up_proj/noise/router_bias": P(None, None),
     "optimizer/1/0/count": P(),
     "step": P(),
+    "skipped": P(),
     "key": P(),
 }
 

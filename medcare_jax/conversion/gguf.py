@@ -85,6 +85,19 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
       ConversionError: A broken file.
     """
     reader = open_file(path)
+    try:
+        return _config(reader, path)
+    except (ConversionError, UnsupportedModelError):
+        raise
+    except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ConversionError(
+            f"{path}: a value of its metadata cannot be used ({type(error).__name__}: {error}); "
+            "fetch the file again"
+        ) from error
+
+
+def _config(reader: GGUFReader, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The config of a parsed file."""
     metadata = {
         key: _value(field) for key, field in reader.fields.items() if "tokenizer." not in key
     }
@@ -104,6 +117,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     if "token_embd.weight" not in shapes:
         raise ConversionError(f"{path} has no tensor token_embd.weight")
+    if len(shapes["token_embd.weight"]) != 2:
+        raise ConversionError(f"{path}: token_embd.weight is not a matrix")
     config = {"model_type": name} | _model_fields(keys, path=path)
     return config | {
         "vocab_size": int(shapes["token_embd.weight"][1]),
@@ -207,6 +222,8 @@ def _token_ids(reader: GGUFReader) -> dict[str, int]:
 def _lazy(tensor: ReaderTensor, *, path: pathlib.Path) -> LazyTensor:
     """A tensor expanded from its blocks when read; rows are independent of each other."""
     shape = tuple(int(size) for size in reversed(tensor.shape))
+    if not shape:
+        raise ConversionError(f"{path}: {tensor.name} has no dimensions; fetch the file again")
 
     def read(index: Index) -> np.ndarray:
         rows, rest = index[0], index[1:]

@@ -24,7 +24,12 @@ from medcare_jax.conversion.tensors import (
     contiguous,
     from_array,
 )
-from medcare_jax.models.families import DecoderSettings, decoder_settings, huggingface_config
+from medcare_jax.models.families import (
+    DecoderSettings,
+    UnsupportedModelError,
+    decoder_settings,
+    huggingface_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -87,11 +92,21 @@ def open_base(path: str | os.PathLike[str]) -> tuple[DecoderSettings, dict[str, 
     """
     path = pathlib.Path(path)
     if _is_gguf(path):
-        settings, tensors = decoder_settings(gguf.read_config(path)), gguf.read_tensors(path)
+        settings, tensors = _settings(gguf.read_config(path), path), gguf.read_tensors(path)
     else:
-        settings = decoder_settings(read_object(path / "config.json"))
+        settings = _settings(read_object(path / "config.json"), path / "config.json")
         tensors = safetensors.read_folder(path)
     return settings, _without_harmless(tensors, settings, what=str(path))
+
+
+def _settings(config: Mapping[str, Any], path: pathlib.Path) -> DecoderSettings:
+    """What a file's config says; whatever is wrong with it carries the file's name."""
+    try:
+        return decoder_settings(config)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{path}: {error}") from None
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ConversionError(f"{path}: {error}") from error
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":

@@ -188,7 +188,7 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], Any]:
 
     def read(field: str) -> Any:
         if config.get(field) is None:
-            raise ValueError(f"config.json has no {field!r}, which a decoder needs")
+            raise ValueError(f"there is no field {field!r}, which a decoder needs")
         return config[field]
 
     return read

@@ -8,6 +8,7 @@ the last one stopped:
     WORKDIR/evaluation/STAGE.json     scores of base, mka and da
     WORKDIR/{mka,da}/checkpoints/     see checkpoints.py
     WORKDIR/{mka,da}/metrics.jsonl    one line per step
+    WORKDIR/{mka,da}/skipped.jsonl    records of steps that were left out, if there are any
     WORKDIR/export/                   the finished model as a Hugging Face folder
     WORKDIR/report.{md,html}          what came of it
 """
@@ -194,6 +195,7 @@ class Job:
             total_steps=total,
             every_steps=s.checkpoint.every_steps,
             keep=s.checkpoint.keep,
+            max_skipped=recipe.max_skipped,
             meta=run_facts(
                 s,
                 recipe,

@@ -27,7 +27,7 @@ from medcare_jax.run.data import RunData
 from medcare_jax.run.facts import versions
 from medcare_jax.run.model_card import model_card
 from medcare_jax.settings import DTYPES, EvaluationSettings, Settings
-from medcare_jax.training.history import read_history
+from medcare_jax.training.history import METRICS, read_history
 from medcare_jax.version import __version__
 
 # What the projection promises of ||Q^T A|| / ||A|| with float32 masters.
@@ -204,7 +204,8 @@ def report(run: Run) -> None:
 
 def _curve(workdir: pathlib.Path, stage: str, *, is_projected: bool) -> StageCurve:
     """The record of a stage as the report wants it."""
-    lines = read_history(workdir / stage / "metrics.jsonl")
+    lines = read_history(workdir / stage / METRICS)
+    lines = [line for line in lines if line["loss"] is not None]  # those left out have no point
 
     def column(name: str) -> tuple[Any, ...]:
         return tuple(line[name] for line in lines)

@@ -1,19 +1,23 @@
 """The record of a stage, one line of numbers per step, that survives kill and resume."""
 
 import json
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from medcare_jax.files import write_text
 
+METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+
 
 class History:
-    """`metrics.jsonl` and TensorBoard events of one stage.
+    """`metrics.jsonl`, TensorBoard events and `skipped.jsonl` of one stage.
 
     Lines after the step that the run goes on from belong to work that was lost; they are taken
-    out when the file is opened, so each step stands there once. Holds numbers only, no text of
-    any record.
+    out when the file is opened, so each step stands there once. Holds numbers only, and of the
+    records of a step that was left out their ids and places; no text of any record.
     """
 
     def __init__(self, folder: pathlib.Path, *, first_step: int) -> None:
@@ -22,10 +26,12 @@ class History:
         import tensorboardX
 
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        kept = [line for line in read_history(path) if line["step"] <= first_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
+        self._folder = folder
+        for name in (METRICS, SKIPPED):
+            if name == METRICS or (folder / name).exists():
+                kept = [x for x in read_history(folder / name) if x["step"] <= first_step]
+                write_text(folder / name, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = (folder / METRICS).open("a")
         self._events = tensorboardX.SummaryWriter(
             str(folder / "tensorboard"), purge_step=first_step + 1
         )
@@ -43,15 +49,23 @@ class History:
         self._events.close()
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Appends the numbers of a step."""
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        """Appends the numbers of a step; JSON has no word for those that are not finite: null."""
+        finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in numbers.items():
-            self._events.add_scalar(name, value, step)
+        for name, value in finite.items():
+            if value is not None:
+                self._events.add_scalar(name, value, step)
+
+    def add_skipped(self, step: int, records: Sequence[tuple[str, str]]) -> None:
+        """Appends id and location of the records of a step that was left out."""
+        rows = [{"id": name, "location": place} for name, place in records]
+        with (self._folder / SKIPPED).open("a") as file:
+            file.write(json.dumps({"step": step, "records": rows}) + "\n")
 
 
-def read_history(path: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`; none if there is no file.
+def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` or `skipped.jsonl`; none if there is no file.
 
     A last line that a killed run left torn is left out: its step is run again.
     """

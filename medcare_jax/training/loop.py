@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
 import pathlib
 import time
@@ -21,13 +22,13 @@ from medcare_jax.data.packing import Batch
 from medcare_jax.data.pipeline import TrainingBatches
 from medcare_jax.params import Tree
 from medcare_jax.sharding import batch_sharding, tree_shardings
-from medcare_jax.training.history import History
+from medcare_jax.training.history import SKIPPED, History
 from medcare_jax.training.resume import check_resume
 from medcare_jax.training.step import Metrics, TrainState, TrainStep
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss or gradient is no longer a number; the last good checkpoint is untouched."""
+    """Loss or gradient were not finite more often than allowed; no checkpoint holds any of it."""
 
 
 class Progress(Protocol):
@@ -53,6 +54,7 @@ class StageRun:
       total_steps: Where the stage ends.
       every_steps: Between checkpoints.
       keep: Checkpoints that stay.
+      max_skipped: Steps that may be left out because loss or gradient is not finite.
       meta: Facts about the run that are saved with each checkpoint.
     """
 
@@ -64,6 +66,7 @@ class StageRun:
     total_steps: int
     every_steps: int
     keep: int
+    max_skipped: int
     meta: dict[str, Any]
 
 
@@ -83,7 +86,8 @@ def run_stage(run: StageRun, state: TrainState, mesh: Mesh, progress: Progress) 
       The state after the last step.
 
     Raises:
-      NonFiniteLossError: Names the step and the records of its batch.
+      NonFiniteLossError: More steps than `max_skipped` gave no finite loss and gradient; names the
+        file that lists the records of each.
       StoppedEarly: SIGTERM came on some host; everything is saved.
       CheckpointError: The checkpoint there does not fit this run.
     """
@@ -164,25 +168,34 @@ class _Reader:
         number, metrics = self.pending
         self.pending = None
         numbers = {k: float(v) for k, v in jax.device_get(metrics)._asdict().items()}
-        self._check(number, numbers)
         now = time.perf_counter()
-        numbers["learning_rate"] = float(self._run.schedule(number - 1))
+        # The optimiser has not counted the steps that were left out.
+        numbers["learning_rate"] = float(self._run.schedule(number - 1 - int(numbers["skipped"])))
         numbers["seconds"] = now - self._clock
         numbers["tokens_per_second"] = numbers["tokens"] / numbers["seconds"]
         self._clock = now
         if self._history is not None:
             self._history.add(number, numbers)
         self._progress.update(number, numbers)
+        if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
+            self._note_skipped(number, numbers)
 
-    def _check(self, number: int, numbers: dict[str, float]) -> None:
-        """Raises if the step's loss or gradient is not finite."""
-        if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
-            return
-        records = ", ".join(place for _, place in self._run.batches.record_ids(number - 1))
-        raise NonFiniteLossError(
+    def _note_skipped(self, number: int, numbers: dict[str, float]) -> None:
+        """Writes down whose batch gave no number; raises if that was once too often."""
+        if self._history is not None:
+            self._history.add_skipped(number, self._run.batches.record_ids(number - 1))
+        listed = self._run.folder / SKIPPED
+        what = (
             f"step {number}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; "
-            "expected finite numbers. Nothing was saved since the last checkpoint. Lower the "
-            f"learning rate or look at the records of this batch: {records}"
+            f"expected finite numbers. The records of its batch are listed in {listed}"
+        )
+        if numbers["skipped"] <= self._run.max_skipped:
+            logging.getLogger(__name__).warning("%s; the step is left out", what)
+            return
+        raise NonFiniteLossError(
+            f"{what}. {int(numbers['skipped'])} steps were left out, {self._run.max_skipped} may "
+            "be (max_skipped of the stage). Look at these records, lower the learning rate, or "
+            "raise max_skipped; the last checkpoint is good, and the same command goes on from it"
         )
 
 

@@ -25,6 +25,7 @@ RESUME_TABLE: tuple[tuple[str, Change, str], ...] = (
     ("constraint.*", Change.REFUSED, "the stage would be neither of the two experiments"),
     ("seed", Change.REFUSED, "dropout and order would not be those of this run"),
     ("stage.steps", Change.REFUSED, "the learning rate follows the number of steps"),
+    ("stage.max_skipped", Change.ALLOWED, "it decides when to stop, not what is learned"),
     ("stage.*", Change.WARNED, "the optimiser goes on with the new value"),
     ("mesh.*", Change.WARNED, "sums are taken in another order: equal to rounding, not to the bit"),
     ("compute.*", Change.WARNED, "equal to rounding, not to the bit"),

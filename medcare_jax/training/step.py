@@ -21,7 +21,8 @@ class TrainState(NamedTuple):
     """Everything that a step changes or a checkpoint needs.
 
     Attributes:
-      step: Optimiser steps done, int32.
+      step: Batches done, int32.
+      skipped: How many of them were left out, int32: their loss or gradient was not finite.
       learning: The adapter trees that learn, by component, float32.
       optimizer: State of the optax chain.
       basis: For each tree that learns under a constraint, its knowledge subspace; else empty.
@@ -30,6 +31,7 @@ class TrainState(NamedTuple):
     """
 
     step: Int[Array, ""]
+    skipped: Int[Array, ""]
     learning: dict[str, Tree]
     optimizer: optax.OptState
     basis: dict[str, Tree]
@@ -46,6 +48,7 @@ class Metrics(NamedTuple):
       grad_norm: Global norm of the gradient before clipping.
       tokens: Number of tokens that are not padding.
       targets: Number of target tokens.
+      skipped: Steps left out so far, this one included.
       leak: Largest ||Q^T A|| / ||A|| over constrained projections, after the step.
       removed: Share of the update's squared norm that the projection took away.
       cosine: Of the smallest principal angle to the protected subspace, over all projections.
@@ -58,6 +61,7 @@ class Metrics(NamedTuple):
     grad_norm: Float[Array, ""]
     tokens: Float[Array, ""]
     targets: Float[Array, ""]
+    skipped: Float[Array, ""]
     leak: Float[Array, ""]
     removed: Float[Array, ""]
     cosine: Float[Array, ""]
@@ -77,6 +81,7 @@ def make_state(
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
         learning=learning,
         optimizer=optimizer.init(learning),
         basis=basis,
@@ -95,7 +100,9 @@ def make_train_step(
     """The step `(state, frozen, batch) -> (state, metrics)`.
 
     Gradients exist for `state.learning` only. The loss is the mean over the target tokens of
-    the whole batch, however many microbatches it is cut into.
+    the whole batch, however many microbatches it is cut into. A batch whose loss or gradient is
+    not finite is left out on the device: adapters and optimiser stay as they were, to the bit, and
+    only `step` and `skipped` count on.
 
     Args:
       decoder: The decoder with the stage's adapters.
@@ -104,6 +111,52 @@ def make_train_step(
       accumulation: Microbatches per step; divides the batch's rows.
       loss_chunk: Positions of a row whose logits exist at once.
     """
+    summed = _summed_gradient(decoder, accumulation=accumulation, loss_chunk=loss_chunk)
+
+    def step(
+        state: TrainState, frozen: dict[str, Tree], batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        targets = jnp.sum(next_tokens(batch.tokens, batch.segments, batch.is_target).weights)
+        share = 1.0 / jnp.maximum(targets, 1.0)
+        loss, grads = jax.tree.map(lambda x: x * share, summed(state, frozen, batch))
+        penalty, grads = _add_penalty(constraint, state, frozen, grads)
+        grad_norm = optax.tree.norm(grads)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in Adam's step count
+            updates, optimizer_state = optimizer.update(
+                grads, state.optimizer, state.learning, basis=state.basis
+            )
+        # A batch that gives no number must not reach Adam's moments, which would never forget it.
+        is_sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        learning, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(is_sound, new, old),
+            (optax.apply_updates(state.learning, updates), optimizer_state),
+            (state.learning, state.optimizer),
+        )
+        new = state._replace(
+            step=state.step + 1,
+            skipped=state.skipped + (~is_sound).astype(jnp.int32),
+            learning=learning,
+            optimizer=optimizer_state,
+        )
+        metrics = Metrics(
+            loss=loss,
+            penalty=penalty,
+            grad_norm=grad_norm,
+            tokens=jnp.sum(batch.segments > 0, dtype=jnp.float32),
+            targets=targets,
+            skipped=new.skipped.astype(jnp.float32),
+            removed=optax.tree.get(new.optimizer, "removed", jnp.zeros((), jnp.float32)),
+            **measure(new.learning if state.basis else {}, state.basis)._asdict(),
+        )
+        return new, metrics
+
+    return step
+
+
+def _summed_gradient(
+    decoder: Decoder, *, accumulation: int, loss_chunk: int
+) -> Callable[[TrainState, dict[str, Tree], Batch], tuple[Array, dict[str, Tree]]]:
+    """A function to the batch's summed loss and its gradient for the learning trees, float32."""
 
     def nll(learning: dict[str, Tree], frozen: dict[str, Tree], batch: Batch, key: Array) -> Array:
         params = merge({**frozen, **learning})
@@ -114,11 +167,10 @@ def make_train_step(
         targets = next_tokens(batch.tokens, batch.segments, batch.is_target)
         return summed_nll(hidden, output_matrix(params), targets, chunk=loss_chunk)
 
-    def step(
+    def summed(
         state: TrainState, frozen: dict[str, Tree], batch: Batch
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[Array, dict[str, Tree]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        targets = jnp.sum(next_tokens(batch.tokens, batch.segments, batch.is_target).weights)
         dtype = DTYPES[decoder.compute.adapter_dtype]
         learning = working_copy(state.learning, dtype)
         others = {BASE: frozen[BASE]} | {
@@ -129,40 +181,29 @@ def make_train_step(
             value, slope = jax.value_and_grad(nll)(learning, others, part, part_key)
             return value, scatter(jax.tree.map(lambda g: g.astype(jnp.float32), slope))
 
-        total, grads = accumulate(value_and_grad, batch, key, accumulation)
-        share = 1.0 / jnp.maximum(targets, 1.0)
-        grads = jax.tree.map(lambda g: g * share, grads)
-        overlap = jnp.zeros((), jnp.float32)
-        if constraint is not None and constraint.use_penalty:
+        return accumulate(value_and_grad, batch, key, accumulation)
 
-            def penalty(learning: dict[str, Tree]) -> Array:
-                return penalty_of(constraint, {**frozen, **learning}, state.basis)
+    return summed
 
-            overlap, slope = jax.value_and_grad(penalty)(state.learning)
-            if constraint.use_projection:
-                # What will be projected out of the update must not fill Adam's moments first.
-                slope = project_tree(slope, state.basis, strength=constraint.strength)
-            grads = jax.tree.map(lambda g, p: g + constraint.penalty_weight * p, grads, slope)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in Adam's step count
-            updates, optimizer_state = optimizer.update(
-                grads, state.optimizer, state.learning, basis=state.basis
-            )
-        learning = optax.apply_updates(state.learning, updates)
-        measures = measure(learning if state.basis else {}, state.basis)
-        metrics = Metrics(
-            loss=total * share,
-            penalty=overlap,
-            grad_norm=optax.tree.norm(grads),
-            tokens=jnp.sum(batch.segments > 0, dtype=jnp.float32),
-            targets=targets,
-            removed=optax.tree.get(optimizer_state, "removed", jnp.zeros((), jnp.float32)),
-            **measures._asdict(),
-        )
-        return state._replace(
-            step=state.step + 1, learning=learning, optimizer=optimizer_state
-        ), metrics
 
-    return step
+def _add_penalty(
+    constraint: ConstraintSettings | None,
+    state: TrainState,
+    frozen: dict[str, Tree],
+    grads: dict[str, Tree],
+) -> tuple[Array, dict[str, Tree]]:
+    """The penalty before its weight, and the gradient with it; 0 and the same without one."""
+    if constraint is None or not constraint.use_penalty:
+        return jnp.zeros((), jnp.float32), grads
+
+    def penalty(learning: dict[str, Tree]) -> Array:
+        return penalty_of(constraint, {**frozen, **learning}, state.basis)
+
+    overlap, slope = jax.value_and_grad(penalty)(state.learning)
+    if constraint.use_projection:
+        # What will be projected out of the update must not fill Adam's moments first.
+        slope = project_tree(slope, state.basis, strength=constraint.strength)
+    return overlap, jax.tree.map(lambda g, p: g + constraint.penalty_weight * p, grads, slope)
 
 
 def penalty_of(

@@ -314,7 +314,7 @@ def test_all_refusals_come_at_once():
 )
 def test_a_missing_field_is_named(field):
     config = {name: value for name, value in QWEN3_8B.items() if name != field}
-    with pytest.raises(ValueError, match=f"config.json has no '{field}'"):
+    with pytest.raises(ValueError, match=f"there is no field '{field}'"):
         decoder_settings(config)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import pathlib
 import random
@@ -19,9 +20,9 @@ from medcare_jax import distributed
 from medcare_jax.checkpoints import CheckpointError, find_fault
 from medcare_jax.distributed import StoppedEarly
 from medcare_jax.params import BASE, flatten, unflatten
-from medcare_jax.training.history import read_history
+from medcare_jax.training.history import SKIPPED, read_history
 from medcare_jax.training.loop import NonFiniteLossError, run_stage
-from tests.training.runs import SECRET, state_digest, tiny_mesh, tiny_run
+from tests.training.runs import SECRET, state_digest, tiny_batches, tiny_mesh, tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -143,7 +144,7 @@ def broken(frozen):
     return {**frozen, BASE: unflatten(flat)}
 
 
-def test_a_loss_that_is_no_number_names_step_and_records(tmp_path, stop_after):
+def test_a_loss_that_is_no_number_stops_where_none_may_be_left_out(tmp_path, stop_after):
     folder = tmp_path / "da"
     stop_after(4)
     with pytest.raises(StoppedEarly):
@@ -153,14 +154,101 @@ def test_a_loss_that_is_no_number_names_step_and_records(tmp_path, stop_after):
     run = dataclasses.replace(run, frozen=broken(run.frozen))
     with jax.set_mesh(tiny_mesh()), pytest.raises(NonFiniteLossError) as error:
         run_stage(run, state, tiny_mesh(), Steps())
-    message = str(error.value)
-    assert "step 5: loss nan" in message
-    places = [place for _, place in run.batches.record_ids(4)]
-    assert len(places) >= 4
-    assert all(place in message for place in places)
-    assert SECRET[:9] not in message
+    assert "step 5: loss nan" in str(error.value)
+    assert str(folder / SKIPPED) in str(error.value)
+    assert SECRET[:9] not in str(error.value)
     assert saved_steps(folder) == [2, 4]
-    assert [line["step"] for line in numbers_in(folder)] == [1, 2, 3, 4]
+    (left_out,) = read_history(folder / SKIPPED)
+    names = [(each["id"], each["location"]) for each in left_out["records"]]
+    assert (left_out["step"], names) == (5, list(run.batches.record_ids(4)))
+    assert len(names) >= 4
+
+
+def with_a_bad_token(frozen):
+    """Frozen trees whose embedding of the letter z is infinite: nobody learns from it."""
+    flat = flatten(frozen[BASE])
+    name = "model/embed_tokens/embedding"
+    flat[name] = flat[name].at[ord("z")].set(jnp.inf)
+    return {**frozen, BASE: unflatten(flat)}
+
+
+def spoil(folder, ids):
+    """Writes the dialogues of the tiny run, of which those named say z."""
+    tiny_batches(folder)
+    path = folder / "dialogues.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record["conversations"][0]["value"] += "z" * (record["id"] in ids)
+    path.write_text("\n".join(map(json.dumps, records)))
+    return records
+
+
+def go_spoilt(folder, **changes):
+    """Runs the tiny stage with the bad token, or goes on with it."""
+    mesh = tiny_mesh()
+    run, state = tiny_run(folder, mesh, **changes)
+    run = dataclasses.replace(run, frozen=with_a_bad_token(run.frozen))
+    with jax.set_mesh(mesh):
+        return run_stage(run, state, mesh, Steps())
+
+
+@pytest.fixture(scope="module")
+def left_out(tmp_path_factory):
+    """Folder, digest and records of a run in which one record of 36 gives no number."""
+    folder = tmp_path_factory.mktemp("spoilt") / "da"
+    records = spoil(folder.parent, {"case-17"})
+    return folder, state_digest(go_spoilt(folder, max_skipped=2)), records
+
+
+def test_steps_without_a_finite_loss_are_left_out_and_the_run_goes_on(left_out):
+    folder, _, _ = left_out
+    lines = read_history(folder / "metrics.jsonl")
+    skipped = read_history(folder / SKIPPED)
+    assert [line["step"] for line in lines if line["loss"] is None] == [x["step"] for x in skipped]
+    assert len(skipped) == lines[-1]["skipped"] == 2  # one in each of two epochs
+    assert all("case-17" in {each["id"] for each in x["records"]} for x in skipped)
+    assert lines[-1]["leak"] < 1e-6
+    assert not any("conversations" in line for line in (folder / SKIPPED).read_text().splitlines())
+
+
+def test_the_listed_records_alone_give_no_number_and_the_others_do(left_out, tmp_path):
+    folder, _, records = left_out
+    listed = {each["id"] for each in read_history(folder / SKIPPED)[0]["records"]}
+    assert 1 < len(listed) < len(records)
+    for name, is_listed in (("listed", True), ("others", False)):
+        (tmp_path / name).mkdir()
+        chosen = [json.dumps(x) for x in records if (x["id"] in listed) is is_listed]
+        (tmp_path / name / "dialogues.jsonl").write_text("\n".join(chosen))
+    with pytest.raises(NonFiniteLossError):
+        go_spoilt(tmp_path / "listed" / "da")
+    go_spoilt(tmp_path / "others" / "da")
+
+
+def test_stopping_around_a_step_that_is_left_out_changes_nothing(left_out, tmp_path, stop_after):
+    folder, digest, _ = left_out
+    spoil(tmp_path, {"case-17"})
+    first = read_history(folder / SKIPPED)[0]["step"]
+    for steps in (first - 1, 1, 1):
+        if steps:
+            stop_after(steps)
+            with pytest.raises(StoppedEarly):
+                go_spoilt(tmp_path / "da", max_skipped=2)
+    stop_after(0)
+    assert state_digest(go_spoilt(tmp_path / "da", max_skipped=2)) == digest
+    assert numbers_in(tmp_path / "da") == numbers_in(folder)
+    for mine, theirs in zip(
+        read_history(tmp_path / "da" / SKIPPED), read_history(folder / SKIPPED), strict=True
+    ):
+        assert [x["id"] for x in mine["records"]] == [x["id"] for x in theirs["records"]]
+
+
+def test_one_more_than_may_be_left_out_stops_the_run(left_out, tmp_path):
+    folder, _, _ = left_out
+    spoil(tmp_path, {"case-17"})
+    second = read_history(folder / SKIPPED)[1]["step"]
+    with pytest.raises(NonFiniteLossError, match=f"step {second}: loss nan.*2 steps .* 1 may be"):
+        go_spoilt(tmp_path / "da", max_skipped=1)
+    assert max(saved_steps(tmp_path / "da")) < second
 
 
 def test_a_run_with_other_settings_is_refused(left_alone):

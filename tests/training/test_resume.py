@@ -20,6 +20,7 @@ EXPECTED = {
     "constraint.kind": "refused",
     "seed": "refused",
     "stage.steps": "refused",
+    "stage.max_skipped": "allowed",
     "stage.learning_rate": "warned",
     "mesh.fsdp": "warned",
     "compute.dtype": "warned",

@@ -11,7 +11,7 @@ import pytest
 
 from medcare_jax.data.packing import Batch
 from medcare_jax.orthogonality import measure
-from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, digest, flatten, merge
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, digest, flatten, merge, unflatten
 from medcare_jax.settings import MeshSettings
 from medcare_jax.sharding import batch_sharding, make_mesh, tree_shardings
 from medcare_jax.training.loop import jit_step
@@ -131,6 +131,56 @@ def test_a_batch_without_a_target_changes_nothing():
     state, (metrics,) = case.run(make_batch([[]] * 8))
     assert (metrics.loss, metrics.grad_norm, metrics.targets) == (0, 0, 0)
     assert digest(state.learning) == digest(case.state.learning)
+
+
+def with_infinite(case, leaf):
+    """The frozen trees with one base weight that is not a number to compute with."""
+    flat = flatten(case.frozen[BASE])
+    flat[leaf] = jnp.full_like(flat[leaf], jnp.inf)
+    return {**case.frozen, BASE: unflatten(flat)}
+
+
+@pytest.mark.parametrize(("stage", "kind"), [(MKA, "none"), (DA, "projection")])
+def test_a_batch_that_gives_no_number_leaves_no_trace_to_the_bit(batch, stage, kind):
+    case = make_case(stage, kind=kind)
+    bad = with_infinite(case, "model/norm/scale")
+    before, _ = case.compiled(case.state, case.frozen, batch)
+    after, metrics = case.compiled(before, bad, batch)
+    assert not np.isfinite(metrics.loss)
+    assert (after.step, after.skipped, metrics.skipped) == (before.step + 1, 1, 1)
+    assert_same_bits((after.learning, after.optimizer), (before.learning, before.optimizer))
+    # And the next good step is the one that it would have been.
+    followed, _ = case.compiled(after, case.frozen, batch)
+    expected, _ = case.compiled(before, case.frozen, batch)
+    assert_same_bits(
+        (followed.learning, followed.optimizer), (expected.learning, expected.optimizer)
+    )
+
+
+def test_a_finite_loss_with_an_infinite_gradient_is_left_out(batch):
+    case = make_case(descends=True)
+    # B of 0 hides an A that has grown past all bounds from the loss, not from the gradient of B.
+    grow = {"lora_a": 1e30, "lora_b": 0.0}
+    learning = unflatten(
+        {
+            path: leaf * grow.get(path.split("/")[-1], 1.0)
+            if path.startswith("knowledge")
+            else leaf
+            for path, leaf in flatten(case.state.learning).items()
+        }
+    )
+    state = case.state._replace(learning=learning)
+    after, metrics = case.compiled(state, case.frozen, batch)
+    assert np.isfinite(metrics.loss)
+    assert not np.isfinite(metrics.grad_norm)
+    assert after.skipped == 1
+    assert_same_bits(after.learning, state.learning)
+
+
+def assert_same_bits(found, expected):
+    """Raises unless two trees are equal to the bit."""
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def test_only_the_alignment_learns_in_da(batch):
