@@ -35,6 +35,7 @@ def tiny_config():
     return config.to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_contenders_agree_on_a_tiny_model(monkeypatch):
     """Rates of 2e-3 move the losses far more than the 1e-4 that contenders may differ by."""
