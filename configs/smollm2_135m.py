@@ -23,10 +23,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.compute.loss_chunk = 32
     config.adapters.dropout = 0.0
     config.icd10.make = True
-    config.icd10.mka_knowledge = 140
-    config.icd10.mka_alignment = 36
+    config.icd10.mka_knowledge = 116
+    config.icd10.mka_alignment = 28
     config.icd10.da_alignment = 120
-    config.icd10.test = 60
+    config.icd10.test = 48
     config.data.row_length = 256
     config.data.rows = 6
     config.data.accumulation = 2
@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.da.learning_rate = 1e-3
     config.da.epochs = 1
     config.checkpoint.every_steps = 10
-    config.evaluation.batch = 40
+    config.evaluation.batch = 16
     config.evaluation.max_new_tokens = 64
     config.export.dtype = "float32"
     return config

@@ -134,8 +134,8 @@ def parse_record(item: Any, location: str) -> Record:
     """Returns the record that one JSON object of MedCareData's layout describes.
 
     Args:
-      item: ``{"id"?, "conversations": [{"from" or "role", "value"}, ...], "eval"?}``; other keys
-        are left alone.
+      item: ``{"id"?, "conversations": [{"from", "value"}, ...], "eval"?}``; other keys are left
+        alone. ``messages``, ``role`` and ``content``, as chat APIs call them, will do as well.
       location: Where it stands, for errors.
 
     Raises:
@@ -153,9 +153,10 @@ behind a human turn, got none
     """
     try:
         record = _typed(item, dict, "", "an object")
-        items = _typed(record.get("conversations"), list, "conversations", "a list of turns")
+        key = _only(record, ("conversations", "messages"), "")
+        items = _typed(record[key], list, key, "a list of turns")
         record_id = _id(record.get("id"), location)
-        return Record(record_id, _turns(items), _evaluation(record.get("eval")), location)
+        return Record(record_id, _turns(items, key), _evaluation(record.get("eval")), location)
     except _FieldError as error:
         raise RecordError(location, error.field, error.problem) from None
 
@@ -194,27 +195,35 @@ def _id(value: object, location: str) -> str:
     return _text(value, "id")
 
 
-def _turns(items: list[object]) -> tuple[Turn, ...]:
+def _only(item: Mapping[str, object], names: tuple[str, str], field: str) -> str:
+    """Which of two names for the same thing an object has; one of them, not both."""
+    found = [name for name in names if name in item]
+    if len(found) != 1:
+        place = f"{field}.{names[0]}".lstrip(".")
+        raise _FieldError(place, f"expected one of {' and '.join(names)}, got {len(found)}")
+    return found[0]
+
+
+def _turns(items: list[object], key: str) -> tuple[Turn, ...]:
     """The turns of one dialogue, each checked, and together something to learn from."""
-    turns = tuple(_turn(item, f"conversations[{i}]", i) for i, item in enumerate(items))
+    turns = tuple(_turn(item, f"{key}[{i}]", i) for i, item in enumerate(items))
     roles = [turn.role for turn in turns]
     if "human" not in roles or "gpt" not in roles[roles.index("human") :]:
-        raise _FieldError("conversations", "expected a gpt turn behind a human turn, got none")
+        raise _FieldError(key, "expected a gpt turn behind a human turn, got none")
     return turns
 
 
 def _turn(item: object, field: str, index: int) -> Turn:
     """One turn."""
     turn = _typed(item, dict, field, "an object with from and value")
-    names = [name for name in ("from", "role") if name in turn]
-    if len(names) != 1:
-        raise _FieldError(field, f"expected one of from and role, got {len(names)}")
-    name = _typed(turn[names[0]], str, f"{field}.{names[0]}", "text")
+    speaker = _only(turn, ("from", "role"), field)
+    content = _only(turn, ("value", "content"), field)
+    name = _typed(turn[speaker], str, f"{field}.{speaker}", "text")
     if name not in _ROLES:
-        raise _FieldError(f"{field}.{names[0]}", f"expected one of {', '.join(_ROLES)}")
+        raise _FieldError(f"{field}.{speaker}", f"expected one of {', '.join(_ROLES)}")
     if _ROLES[name] == "system" and index:
-        raise _FieldError(f"{field}.{names[0]}", "expected a system turn only as the first turn")
-    return Turn(_ROLES[name], _text(turn.get("value"), f"{field}.value"))
+        raise _FieldError(f"{field}.{speaker}", "expected a system turn only as the first turn")
+    return Turn(_ROLES[name], _text(turn[content], f"{field}.{content}"))
 
 
 def _evaluation(value: object) -> Mapping[str, Any] | None:

@@ -44,6 +44,8 @@ def test_other_names_of_the_same_are_accepted():
     record = parse_record({"id": 7, "conversations": roles, "source": "x"}, "f.json:2")
     assert [turn.role for turn in record.turns] == ["system", "human", "gpt"]
     assert (record.id, record.evaluation) == ("7", None)
+    messages = [{"role": "user", "content": "Fever?"}, {"role": "assistant", "content": "No."}]
+    assert parse_record({"messages": messages}, "f:1").turns == record.turns[1:]
 
 
 def test_a_record_without_id_is_named_by_its_place():
@@ -58,14 +60,20 @@ def test_a_record_without_id_is_named_by_its_place():
         ("text", ""),
         (None, ""),
         ({"id": "1"}, "conversations"),
+        (changed(messages=[]), "conversations"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "a", "value": "a"}]}, "messages[0].value"),
         (changed(conversations={}), "conversations"),
         (changed(conversations=[]), "conversations"),
         (changed(conversations=turns(("human", "a"))), "conversations"),
         (changed(conversations=turns(("gpt", "a"))), "conversations"),
         (changed(conversations=turns(("gpt", "a"), ("human", "b"))), "conversations"),
         (changed(conversations=["a"]), "conversations[0]"),
-        (changed(conversations=[{"value": "a"}]), "conversations[0]"),
-        (changed(conversations=[{"from": "gpt", "role": "gpt", "value": "a"}]), "conversations[0]"),
+        (changed(conversations=[{"value": "a"}]), "conversations[0].from"),
+        (
+            changed(conversations=[{"from": "gpt", "role": "gpt", "value": "a"}]),
+            "conversations[0].from",
+        ),
         (changed(conversations=turns(("human", "a"), ("doctor", "b"))), "conversations[1].from"),
         (changed(conversations=turns(("Human", "a"), key="role")), "conversations[0].role"),
         (changed(conversations=turns((["human"], "a"))), "conversations[0].from"),

@@ -91,12 +91,12 @@ def flat_items(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, s
             numbered = {str(number): entry for number, entry in enumerate(value, 1)}
             rows += flat_items(numbered, f"{prefix}{name}.")
         else:
-            text = ", ".join(map(_text, value)) if is_list else _text(value)
+            text = ", ".join(map(as_text, value)) if is_list else as_text(value)
             rows.append((prefix + name, text or "–"))
     return rows
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
     """One value; thousands are grouped, nothing is rounded."""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -15,6 +15,7 @@ from medcare_jax.evaluation.report.comparison import (
     span_title,
 )
 from medcare_jax.evaluation.report.content import RunReport, StageCurve, flat_items
+from medcare_jax.evaluation.report.data_tables import file_table, other_facts
 from medcare_jax.evaluation.report.elements import (
     document,
     facts,
@@ -24,6 +25,7 @@ from medcare_jax.evaluation.report.elements import (
     text,
     tiles,
 )
+from medcare_jax.evaluation.report.tables import html_table
 from medcare_jax.evaluation.report.wording import (
     interval,
     metric_name,
@@ -51,7 +53,7 @@ def html_page(content: RunReport) -> str:
         section("What the numbers say", _findings(rows)),
         section("Scores", _scores(rows, content.scores)) if rows else "",
         *(section(f"Training: {stage.name}", _stage(stage)) for stage in content.stages),
-        section("Data", facts(flat_items(content.data))) if content.data else "",
+        section("Data", html_table(file_table(content.data)) + facts(other_facts(content.data))),
         section("How it was made", _provenance(content)),
     ]
     return document(content.title, "".join(sections))

@@ -11,8 +11,9 @@ from medcare_jax.evaluation.report.comparison import (
     span_title,
 )
 from medcare_jax.evaluation.report.content import RunReport, StageCurve, flat_items
+from medcare_jax.evaluation.report.data_tables import file_table, other_facts
 from medcare_jax.evaluation.report.run_page import html_page, stage_facts
-from medcare_jax.evaluation.report.tables import code, escape
+from medcare_jax.evaluation.report.tables import code, escape, markdown_table
 from medcare_jax.evaluation.report.wording import (
     interval,
     metric_name,
@@ -59,16 +60,22 @@ def markdown(content: RunReport) -> str:
         parts += ["## Scores", _score_table(rows)]
     parts += ["## Training", _stage_table(content.stages)] if content.stages else []
     sections = {
-        "Data": content.data,
-        "Settings": content.settings,
-        "Digests": content.digests,
-        "Versions": content.versions,
+        "Data": other_facts(content.data),
+        "Settings": flat_items(content.settings),
+        "Digests": flat_items(content.digests),
+        "Versions": flat_items(content.versions),
     }
-    for title, values in sections.items():
-        if values:
-            body = [[name, code(text)] for name, text in flat_items(values)]
-            parts += [f"## {title}", _table(["", ""], body)]
+    for title, items in sections.items():
+        if items:
+            parts += [f"## {title}"]
+            parts += [files] if title == "Data" and (files := _files(content)) else []
+            parts += [_table(["", ""], [[name, code(text)] for name, text in items])]
     return "\n\n".join(parts) + "\n"
+
+
+def _files(content: RunReport) -> str:
+    """What became of each training file."""
+    return markdown_table(file_table(content.data))
 
 
 def _said(rows: Sequence[Row]) -> str:

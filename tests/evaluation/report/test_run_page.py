@@ -57,8 +57,6 @@ def test_every_fact_is_the_inputs(report):
     for pair in [
         ("Base model", "some/base"),
         ("Exported model", "out/export"),
-        ("mka.files.1.path", "a|b.json"),
-        ("mka.files.1.kept", "12,345"),
         ("overlap.found", "0"),
         ("seed", "7"),
         ("constraint.kind", "projection"),
@@ -127,3 +125,10 @@ def test_text_cannot_become_markup(report):
     )
     assert "<script>alert" not in page
     Reader(page)
+
+
+def test_training_files_stand_in_a_table(report):
+    page = html_page(report)
+    row = page[page.index("a|b.json") :].partition("</tr>")[0]
+    assert "12,345" in row
+    assert "MKA" in row

@@ -30,7 +30,8 @@ def test_markdown_has_every_finding_and_number(report):
     for _, sentence in findings(compare(report.scores)):
         assert sentence.replace("<", "&lt;") in text
     assert "| unseen | accuracy | 50 | 26.0% (" in text
-    assert "| mka.files.1.kept | `12,345` |" in text
+    assert "| file | kept |" in text
+    assert "| a\\|b.json (MKA) | 12,345 |" in text
     assert "| seed | `7` |" in text
     assert "# A &lt;small> run &amp; more" in text
 
