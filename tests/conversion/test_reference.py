@@ -185,40 +185,6 @@ def test_another_base(stage_two: pathlib.Path, change: dict[str, int]) -> None:
         load_reference(stage_two, other)
 
 
-class Malicious:
-    """Pickled, this would create a file when loaded."""
-
-    def __init__(self, canary: pathlib.Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> Any:
-        return pathlib.Path.touch, (self.canary,)
-
-
-def test_code_in_a_bin_is_never_run(stage_two: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    canary = tmp_path / "canary"
-    torch.save({"x": Malicious(canary)}, stage_two / BIN)
-    with pytest.raises(ConversionError, match="not plain tensors"):
-        load_reference(stage_two, TINY["qwen2"])
-    assert not canary.exists()
-    torch.load(stage_two / BIN, weights_only=False)
-    assert canary.exists()
-
-
-@pytest.mark.parametrize("content", [[1], {"x": 1}])
-def test_a_bin_of_other_things(stage_two: pathlib.Path, content: Any) -> None:
-    torch.save(content, stage_two / BIN)
-    with pytest.raises(ConversionError, match="does not hold a dict of tensors"):
-        load_reference(stage_two, TINY["qwen2"])
-
-
-def test_a_truncated_bin(stage_two: pathlib.Path) -> None:
-    path = stage_two / BIN
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ConversionError, match="truncated"):
-        load_reference(stage_two, TINY["qwen2"])
-
-
 @pytest.mark.parametrize("file", [BIN, "config.json", "adapter_config.json"])
 def test_an_absent_file_is_named(stage_two: pathlib.Path, file: str) -> None:
     (stage_two / file).unlink()

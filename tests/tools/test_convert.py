@@ -201,6 +201,25 @@ class TestGolden:
         out = to("huggingface", golden / "mka", f"--base={golden / 'base'}", "--from=peft")
         check_golden(golden / "taia/io.safetensors", logits(out))
 
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings(PEFT_WARNING)
+    def test_from_the_base_to_the_end_in_processes_of_their_own(self, golden, tmp_path):
+        """As a user carries both stages over: each command stands on what the last one wrote."""
+        tool = [sys.executable, ROOT / "tools/convert.py"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        for target, source, base, *more in (
+            ("merged", golden / "mka", golden / "base", "--to=huggingface", "--keep=attention"),
+            ("folder", golden / "da", tmp_path / "merged", "--to=huggingface"),
+            ("adapter", golden / "da", tmp_path / "merged", "--to=peft"),
+        ):
+            places = [f"--source={source}", f"--base={base}", f"--target={tmp_path / target}"]
+            line = [*tool, *places, *more]
+            done = subprocess.run(line, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        expected = golden / "da/io.safetensors"
+        check_golden(expected, logits(tmp_path / "folder"))
+        check_golden(expected, logits(tmp_path / "merged", tmp_path / "adapter"))
+
     def test_the_report_says_how_close_it_came(self, golden, to, convert):
         out = to("huggingface", golden / "da", f"--base={golden / 'taia'}", "--dtype=bfloat16")
         report = json.loads((out / "conversion_report.json").read_text())
