@@ -4,34 +4,23 @@
 
 bfloat16 base and compute, 2 rows of 3,072 tokens; one GPU of 80 GB or a TPU slice. A contender
 that does not fit is reported so; data.rows makes the step smaller. Not run on an accelerator yet.
-On a GPU add --config.compute.attention=cudnn. Difference from base.py: shape, rows, no dropout, no
-warm-up.
+On a GPU add --config.compute.attention=cudnn. Difference from benchmark_1_8b.py: shape and rows.
 """
 
 import ml_collections
 
-from configs import base
+from configs import benchmark_1_8b
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The benchmark."""
-    config = base.get_config()
-    config.base.path = "random"
-    with config.unlocked():
-        config.base.random = {
-            "model_type": "qwen2",
-            "vocab_size": 151_936,
-            "hidden_size": 4096,
-            "intermediate_size": 11_008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
-            "max_position_embeddings": 32_768,
-            "tie_word_embeddings": False,
-        }
-    config.adapters.dropout = 0.0
+    config = benchmark_1_8b.get_config()
+    config.base.random.update(
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+    )
     config.data.rows = 2
-    config.mka.warmup_share = 0.0
     return config
