@@ -57,7 +57,7 @@ def finished(tmp_path_factory):
 
 
 def test_every_part_leaves_its_result(finished):
-    for name in ("config.json", "data_report.json", "report.md", "report.html", "export.json"):
+    for name in ("config.json", "data_report.json", "report.md", "report.html"):
         assert (finished / name).stat().st_size > 0
     for name in ("base", "mka", "da"):
         results = read_results(finished / "evaluation" / name)

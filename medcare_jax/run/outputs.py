@@ -5,12 +5,14 @@ import dataclasses
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from medcare_jax import distributed
 from medcare_jax.agreement import first_says
+from medcare_jax.conversion import report as conversion_report
 from medcare_jax.conversion.huggingface import read_along, save_huggingface
+from medcare_jax.conversion.tensors import ConversionError
 from medcare_jax.distributed import StoppedEarly
 from medcare_jax.evaluation.asking import Subject
 from medcare_jax.evaluation.evaluator import Options, evaluate, num_answers
@@ -18,7 +20,6 @@ from medcare_jax.evaluation.report.run_report import RunReport, StageCurve, writ
 from medcare_jax.evaluation.results import Model, read_results
 from medcare_jax.evaluation.summaries import score_lines
 from medcare_jax.evaluation.tasks import PROTOCOLS, Protocol
-from medcare_jax.files import read_json, write_json
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.folding import fold
 from medcare_jax.params import BASE, Tree, merge
@@ -142,13 +143,14 @@ def protocols(asked: EvaluationSettings) -> tuple[Protocol, ...]:
 
 
 def export(run: Run, trees: dict[str, Tree], *, weights: str) -> None:
-    """Writes the folded model to `export/`, unless it is there already.
+    """Writes the folded model to `export/`, unless it is there already, every byte of it.
 
-    The first process writes; all others give it the blocks that their devices hold.
+    One that is damaged is set aside, for somebody may have worked on it, and written anew. The
+    first process writes; all others give it the blocks that their devices hold.
     """
-    path, record = run.workdir / "export", run.workdir / "export.json"
+    path = run.workdir / "export"
     asked = {"weights": weights, "dtype": run.settings.export.dtype}
-    if first_says(path.exists() and read_json(record) == asked):
+    if first_says(is_exported(path, asked, run.display.line)):
         run.display.line(f"{path} is there already")
         return
     dtype = DTYPES[run.settings.export.dtype]
@@ -157,7 +159,6 @@ def export(run: Run, trees: dict[str, Tree], *, weights: str) -> None:
     if not distributed.is_first():
         read_along(run.base.settings, folded, dtype=dtype, shard_bytes=shard_bytes)
         return
-    shutil.rmtree(path, ignore_errors=True)
     save_huggingface(
         path,
         run.base.settings,
@@ -173,9 +174,27 @@ def export(run: Run, trees: dict[str, Tree], *, weights: str) -> None:
             version=__version__,
         ),
         generation_config=run.base.generation_config,
+        finish=lambda folder, written: conversion_report.write_report(folder, asked, written),
     )
-    write_json(record, asked)
     run.display.line(f"exported to {path}")
+
+
+def is_exported(path: pathlib.Path, asked: Mapping[str, Any], say: Callable[[str], None]) -> bool:
+    """Whether the export is there and whole; if another one is, it is moved out of the way."""
+    if not path.exists() or not distributed.is_first():
+        return False
+    try:
+        found = conversion_report.verify(path)
+        reason = "it is of other weights or another dtype"
+    except (ConversionError, FileNotFoundError) as error:
+        found, reason = {}, str(error)
+    if all(found.get(name) == value for name, value in asked.items()):
+        return True
+    aside = path.with_name(f"{path.name}.rejected")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    say(f"WARNING: {path} is not used: {reason}; moved to {aside}, and written anew")
+    return False
 
 
 def report(run: Run) -> None:
