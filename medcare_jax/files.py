@@ -1,11 +1,49 @@
-"""Small files that are whole or absent, and the digest of a file."""
+"""Small files that are whole or absent, the digest of a file, and disks that are full."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+
+class DiskFullError(OSError):
+    """A disk filled up; the message names it and says what is left of the work."""
+
+
+@contextlib.contextmanager
+def naming_full_disk(folder: pathlib.Path) -> Iterator[None]:
+    """Says of any error in the block that means a full disk which disk that is.
+
+    Raises:
+      DiskFullError: In place of that error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        mebibytes = shutil.disk_usage(folder).free / 2**20
+        raise DiskFullError(
+            f"the disk of {folder.absolute()} is full ({mebibytes:.1f} MiB free). Nothing that is "
+            "half-written is used; make room, and the same command goes on from the last checkpoint"
+        ) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error is the system's for want of room; of tensorstore's, the text has its number.
+
+    >>> is_disk_full(OSError(errno.ENOSPC, "No space left on device"))
+    True
+    """
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in numbers:
+        return True
+    return any(f"os_error_code='{number}'" in str(error) for number in numbers)
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

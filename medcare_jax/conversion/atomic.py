@@ -1,19 +1,17 @@
 """Folders that appear whole or not at all."""
 
 import contextlib
-import errno
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 from medcare_jax.conversion.tensors import ConversionError
+from medcare_jax.files import is_disk_full
 
 # Called with a folder that is written but has not taken its name yet, and the sha256 by name of
 # those of its files that were hashed while they were written.
 Finish = Callable[[pathlib.Path, Mapping[str, str]], None]
-
-_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -47,7 +45,7 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         _flush(target.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in _IS_FULL:
+        if isinstance(error, OSError) and is_disk_full(error):
             raise _full_disk(target, error) from error
         raise
 

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from medcare_jax import distributed
 from medcare_jax.agreement import check_same, first_says, together
 from medcare_jax.conversion.bases import load
-from medcare_jax.files import write_json
+from medcare_jax.files import naming_full_disk, write_json
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS, NO_ADAPTERS, Components
 from medcare_jax.orthogonality import extend_basis
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree, digest
@@ -63,6 +63,7 @@ def run_job(settings: Settings, workdir: pathlib.Path, display: Display) -> None
       ShardingError: The mesh does not fit the devices, the batch or the model.
       PeerError: Another process found one of these.
       CheckpointError: The workdir holds a run with settings that must not change.
+      DiskFullError: The workdir's disk filled up; what was whole before still is.
       StoppedEarly: The process was told to end; the same command goes on.
       ValueError, OSError: What was given cannot be used; the message says what to do.
     """
@@ -70,7 +71,7 @@ def run_job(settings: Settings, workdir: pathlib.Path, display: Display) -> None
         mesh = make_mesh(settings.mesh)
         check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
     check_same("the config", repr(settings))
-    with hold(workdir), jax.set_mesh(mesh):
+    with naming_full_disk(workdir), hold(workdir), jax.set_mesh(mesh):
         display.line(_hardware(mesh))
         Job(open_run(settings, workdir, display, mesh)).run_all()
         first_says(True)  # nobody leaves before the first has written everything

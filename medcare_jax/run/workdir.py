@@ -55,8 +55,14 @@ def check_path(workdir: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _lock(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the operating system's lock of the folder."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+") as file:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        opened = (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise WorkdirError(
+            f"{workdir} cannot be written ({error.strerror}); name another --workdir"
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,5 +1,6 @@
 """The record of a stage, one line of numbers per step, that survives kill and resume."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -8,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from medcare_jax.files import write_text
+from medcare_jax.training.events import Events
 
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
 
@@ -22,9 +24,6 @@ class History:
 
     def __init__(self, folder: pathlib.Path, *, first_step: int) -> None:
         """Opens the record; the next line to come is that of `first_step` + 1."""
-        # Imported by those who write: it takes PyTorch along, two seconds where that is installed.
-        import tensorboardX
-
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         for name in (METRICS, SKIPPED):
@@ -32,9 +31,7 @@ class History:
                 kept = [x for x in read_history(folder / name) if x["step"] <= first_step]
                 write_text(folder / name, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a")
-        self._events = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=first_step + 1
-        )
+        self._events = Events(folder / "tensorboard", first_step=first_step)
 
     def __enter__(self) -> "History":
         return self
@@ -45,17 +42,17 @@ class History:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._events.close()
+        # What failed first is what has to be said; a full disk fails here again.
+        with contextlib.suppress(*([OSError] if kind else [])):
+            self._file.close()
+            self._events.close()
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Appends the numbers of a step; JSON has no word for those that are not finite: null."""
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in finite.items():
-            if value is not None:
-                self._events.add_scalar(name, value, step)
+        self._events.add(step, {name: x for name, x in finite.items() if x is not None})
 
     def add_skipped(self, step: int, records: Sequence[tuple[str, str]]) -> None:
         """Appends id and location of the records of a step that was left out."""
