@@ -47,7 +47,10 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file at once or not at all; see `write_text`."""
+    """Writes a JSON file at once or not at all; see `write_text`.
+
+    Keys are sorted at every level, so that equal contents are equal bytes however they were made.
+    """
     write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 

@@ -71,6 +71,8 @@ def main() -> None:
 
     display = Display()
     marking = _marking()  # before hours of work, so that a wrong address costs none of them
+    if _PROMPTS.value and marking is not None:
+        raise app.UsageError("--prompts scores nothing, so no judge can mark it; give --data=DIR.")
     if _COMPARE.value:
         _compare(display)
         return

@@ -50,3 +50,12 @@ def test_a_judge_without_an_address_is_refused(tmp_path):
     done = evaluate("--judge_model=m", f"--output={tmp_path}")
     assert done.returncode != 0
     assert "nothing was sent" in done.stdout + done.stderr
+
+
+def test_prompts_are_refused_a_judge_before_a_model_is_opened(tmp_path):
+    done = evaluate(
+        "--model=/nowhere", "--prompts=p.jsonl", f"--output={tmp_path / 'a.jsonl'}",
+        "--judge_url=http://127.0.0.1:9/v1", "--judge_model=m",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "--prompts scores nothing" in done.stdout + done.stderr

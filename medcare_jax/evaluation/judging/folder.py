@@ -16,7 +16,13 @@ from medcare_jax.evaluation.judging.judge import (
     describe_cost,
     judge,
 )
-from medcare_jax.evaluation.judging.rubric import CRITERIA, JUDGE_METRIC, RUBRIC_DIGEST
+from medcare_jax.evaluation.judging.rubric import (
+    CRITERIA,
+    HIGHEST,
+    JUDGE_METRIC,
+    LOWEST,
+    RUBRIC_DIGEST,
+)
 from medcare_jax.evaluation.metrics import estimate
 from medcare_jax.evaluation.results import (
     RESULTS_FILE,
@@ -182,11 +188,13 @@ def _metric(samples: Sequence[Sample], metric: str, seed: int) -> MetricScore:
     for sample in samples:
         by_type.setdefault(sample["type"], []).append(sample["scores"][metric])
     values = [sample["scores"][metric] for sample in samples]
-    mean = estimate(values, seed=seed)
+    # As shares of the scale: a mark of 1 is its bottom, and `estimate` would take it for a hit.
+    width = HIGHEST - LOWEST
+    share = estimate([(value - LOWEST) / width for value in values], seed=seed)
     return {
-        "score": mean.score,
-        "low": mean.low,
-        "high": mean.high,
+        "score": statistics.fmean(values),
+        "low": LOWEST + width * share.low,
+        "high": LOWEST + width * share.high,
         "types": {
             name: {"score": statistics.fmean(mine), "items": len(mine)}
             for name, mine in sorted(by_type.items())

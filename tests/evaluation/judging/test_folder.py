@@ -65,6 +65,18 @@ def test_marks_enter_both_files(folder):
     assert results["settings"]["judge"]["model"] == "m"
 
 
+@pytest.mark.parametrize("mark", [1, 5])
+def test_marks_at_one_end_leave_room_towards_the_other(folder, mark):
+    same = json.dumps(dict.fromkeys(CRITERIA, mark))
+    with serve(always(same)) as (_, url):
+        judge_folder(folder, endpoint(url))
+    found = read_results(folder)["tasks"]["ccte"]["protocols"]["generate"]["scores"]["judge"]
+    # Wilson's bound after 0 of 6 is z² / (6 + z²), here of a scale that is 4 wide.
+    away = 4 * 1.96**2 / (6 + 1.96**2)
+    expected = (1, 1, 1 + away) if mark == 1 else (5, 5 - away, 5)
+    assert (found["score"], found["low"], found["high"]) == pytest.approx(expected, abs=1e-3)
+
+
 def test_what_fails_is_partial_and_asked_for_again(folder):
     told = []
     with serve(by_answer({0: "no", 3: "no"})) as (stub, url):
