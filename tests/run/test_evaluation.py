@@ -1,0 +1,64 @@
+"""What the command leaves and says, and results of another model that it keeps."""
+
+import json
+import pathlib
+
+import pytest
+
+from medcare_jax.evaluation.evaluator import Options
+from medcare_jax.evaluation.results import read_results, read_samples, write_results
+from medcare_jax.run import evaluation
+from medcare_jax.run.evaluation import Evaluation, run_evaluation, run_predictions
+from medcare_jax.run.progress import Display
+from medcare_jax.run.subjects import Asked
+from medcare_jax.run.workdir import WorkdirError
+from tests.evaluation.records import record, write
+from tests.evaluation.report.evaluations import results_of, task_result
+
+
+@pytest.fixture
+def data(tmp_path) -> pathlib.Path:
+    """Two questions whose answer is B."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder, "medqa", *(record("Which?\nA. one\nB. two", "B", n) for n in range(2)))
+    return folder
+
+
+@pytest.fixture
+def answers(tmp_path) -> pathlib.Path:
+    """One right answer, one wrong one."""
+    texts = ("The answer is B", "The answer is A")
+    lines = [{"prompt": "?", "text": text, "additional_info": {}} for text in texts]
+    path = tmp_path / "infer.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_answers_of_a_file_leave_results_samples_and_a_report(answers, data, tmp_path, capsys):
+    output = tmp_path / "scores"
+    run_predictions(answers, "MedQA", "strict", Display(), data=data, output=output)
+    score = read_results(output)["tasks"]["medqa"]["protocols"]["generate"]["scores"]["accuracy"]
+    assert score["outcomes"] == [1, 0]
+    assert [sample["parsed"] for sample in read_samples(output / "samples.jsonl")] == ["B", "A"]
+    assert (output / "report.html").is_file()
+    said = capsys.readouterr().err
+    assert "50.0 %" in said
+    assert f"report: {output / 'report.html'}" in said
+
+
+def test_without_an_output_nothing_is_written(answers, data, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    run_predictions(answers, "medqa", "strict", Display(is_shown=False), data=data)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_results_of_other_weights_are_kept(data, tmp_path, monkeypatch):
+    output = tmp_path / "scores"
+    known = write_results(output, results_of({"medqa": task_result("MedQA", right=1)}))
+    before = known.read_bytes()
+    monkeypatch.setattr(evaluation, "open_subject", lambda *_: (None, {"digest": "another"}))
+    asked = Evaluation(Asked("m"), data, ("all",), output, Options())
+    with pytest.raises(WorkdirError, match="--overwrite"):
+        run_evaluation(asked, Display(is_shown=False))
+    assert known.read_bytes() == before
