@@ -13,7 +13,7 @@ from medcare_jax.generation.sampler import Sampler
 from medcare_jax.run.opening import open_folded
 
 PROMPTS, NEW, BATCH = 200, 24, 50
-FILES = ("MedQA", "CMMLU_med", "PubMedQA", "MeQSum")
+FILES = ("MedQA", "CMMLU_med", "MedMCQA", "MeQSum")
 # What float32 sums of 576 terms in another order differ by, with the logits here of up to 30.
 ROUNDING = 1e-3
 
