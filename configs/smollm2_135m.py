@@ -26,19 +26,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.adapters.alpha = 16.0
     config.adapters.dropout = 0.0
     config.icd10.make = True
-    config.icd10.mka_knowledge = 64
-    config.icd10.mka_alignment = 16
+    config.icd10.mka_knowledge = 150
+    config.icd10.mka_alignment = 30
     config.icd10.da_alignment = 104
-    config.icd10.test = 40
+    config.icd10.test = 56
     config.data.row_length = 256
     config.data.rows = 6
     config.data.accumulation = 2
     config.mka.learning_rate = 1e-3
-    config.mka.epochs = 3
+    config.mka.epochs = 2
     config.da.learning_rate = 1e-3
     config.da.epochs = 1
     config.checkpoint.every_steps = 10
-    config.evaluation.batch = 20
+    config.evaluation.batch = 28
     config.evaluation.max_new_tokens = 64
     config.export.dtype = "float32"
     return config
