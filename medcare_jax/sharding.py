@@ -85,11 +85,11 @@ def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = Non
     return Mesh(grid, AXES, axis_types=axis_types)
 
 
-def check_rows(mesh: Mesh, *, rows: int, accumulation: int) -> None:
-    """Raises if a microbatch cannot be shared out evenly.
+def check_rows(mesh: Mesh, *, rows: int, accumulation: int) -> int:
+    """Rows of one device in a microbatch.
 
     Raises:
-      ShardingError: With the numbers, and the nearest that would do.
+      ShardingError: They cannot be shared out evenly; with the numbers, and the nearest that would.
     """
     ways = _ways(mesh, BATCH_AXES)
     if rows % (accumulation * ways):
@@ -100,6 +100,7 @@ def check_rows(mesh: Mesh, *, rows: int, accumulation: int) -> None:
             f"microbatches over mesh data x fsdp = {ways} devices; expected a multiple of "
             f"{unit}, such as {nearest}"
         )
+    return rows // (accumulation * ways)
 
 
 def check_sizes(mesh: Mesh, sizes: Mapping[str, Mapping[str, int]]) -> None:

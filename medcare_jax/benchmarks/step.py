@@ -24,11 +24,12 @@ from typing import Any
 
 from rich.table import Table
 
-from medcare_jax.benchmarks.flops import measured_cpu_peak, stated_peak, useful_flops_per_token
 from medcare_jax.benchmarks.job import Job, Measurement
+from medcare_jax.benchmarks.peaks import measured_cpu_peak, stated_peak
 from medcare_jax.benchmarks.worker import BUILDERS
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.families import decoder_settings
+from medcare_jax.models.flops import useful_flops
 from medcare_jax.settings import Settings, SettingsError, make_settings
 from medcare_jax.training.optimizer import make_schedule
 from medcare_jax.training.stages import MKA
@@ -144,7 +145,7 @@ def _result(
         decoder_settings(settings.base.random), settings.adapters, MKA.components, settings.compute
     )
     tokens = settings.data.rows * settings.data.row_length
-    flops = useful_flops_per_token(decoder, settings.data.row_length)
+    flops = useful_flops(decoder, settings.data.row_length)
     done = {name: found for name, found in runs.items() if found and name not in errors}
     rows = {name: summarise(found, tokens) for name, found in done.items()}
     if OURS in rows:

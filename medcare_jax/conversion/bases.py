@@ -23,10 +23,10 @@ from medcare_jax.conversion.huggingface import (
 from medcare_jax.files import file_digest
 from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
-from medcare_jax.models.families import DecoderSettings, decoder_settings
+from medcare_jax.models.families import DecoderSettings, check_model, decoder_settings
 from medcare_jax.params import Tree, flatten, unflatten
 from medcare_jax.settings import DTYPES, AdapterSettings, BaseSettings, ComputeSettings
-from medcare_jax.sharding import check_sizes, sharding_for
+from medcare_jax.sharding import sharding_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -92,31 +92,6 @@ def load(settings: BaseSettings, mesh: Mesh, *, seed: int) -> Base:
         tokenizer=tokenizer,
         digest=base_digest(path),
         generation_config=generation_config,
-    )
-
-
-def check_model(mesh: Mesh, settings: DecoderSettings) -> None:
-    """Raises, before anything is loaded, if a mesh does not fit a model.
-
-    Raises:
-      ShardingError: Names every size that is not divisible.
-    """
-    check_sizes(
-        mesh,
-        {
-            "tensor": {
-                "num_attention_heads": settings.num_heads,
-                "num_key_value_heads": settings.num_kv_heads,
-                "intermediate_size": settings.intermediate_size,
-                "vocab_size": settings.vocab_size,
-            },
-            "fsdp": {
-                "hidden_size": settings.hidden_size,
-                "intermediate_size": settings.intermediate_size,
-                "num_attention_heads x head_dim": settings.num_heads * settings.head_dim,
-                "num_key_value_heads x head_dim": settings.num_kv_heads * settings.head_dim,
-            },
-        },
     )
 
 

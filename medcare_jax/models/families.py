@@ -7,6 +7,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
+from medcare_jax.sharding import check_sizes
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -234,3 +238,28 @@ def _scaling_fields(scaling: RopeScaling) -> dict[str, Any]:
     fields = dataclasses.asdict(scaling)
     kind = fields.pop("kind")
     return {"rope_type": kind} | (fields if kind == "llama3" else {"factor": scaling.factor})
+
+
+def check_model(mesh: Mesh, settings: DecoderSettings) -> None:
+    """Raises, before anything is loaded, if a mesh does not fit a model.
+
+    Raises:
+      ShardingError: Names every size that is not divisible.
+    """
+    check_sizes(
+        mesh,
+        {
+            "tensor": {
+                "num_attention_heads": settings.num_heads,
+                "num_key_value_heads": settings.num_kv_heads,
+                "intermediate_size": settings.intermediate_size,
+                "vocab_size": settings.vocab_size,
+            },
+            "fsdp": {
+                "hidden_size": settings.hidden_size,
+                "intermediate_size": settings.intermediate_size,
+                "num_attention_heads x head_dim": settings.num_heads * settings.head_dim,
+                "num_key_value_heads x head_dim": settings.num_kv_heads * settings.head_dim,
+            },
+        },
+    )

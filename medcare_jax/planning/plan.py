@@ -5,7 +5,6 @@ if all else were hidden behind them; `high` adds every other operation, as if no
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from medcare_jax.models.families import DecoderSettings
+from medcare_jax.models.decoder import Decoder
+from medcare_jax.models.families import check_model
+from medcare_jax.models.flops import useful_flops
 from medcare_jax.planning import hlo, memory, program
 from medcare_jax.planning.bases import base_shape
 from medcare_jax.planning.topologies import Topology, compile_devices
-from medcare_jax.planning.workload import useful_flops
 from medcare_jax.settings import Settings
-from medcare_jax.sharding import ShardingError, make_mesh
+from medcare_jax.sharding import check_rows, make_mesh
 
 ATTENTION_USE = 0.5
 """Share of the peak that attention kernels are taken to reach; they carry no estimate."""
@@ -38,7 +38,8 @@ def make_plan(settings: Settings, stage: str, topology: Topology) -> dict[str, A
     """
     decoder, source = base_shape(settings.base)
     mesh = make_mesh(settings.mesh, compile_devices(topology))
-    rows = check_divides(settings, decoder, mesh)
+    check_model(mesh, decoder)
+    rows = check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
     result = {
         "base": source,
         "stage": stage,
@@ -67,35 +68,7 @@ def make_plan(settings: Settings, stage: str, topology: Topology) -> dict[str, A
     peak = compiled.memory_analysis().peak_memory_in_bytes
     result |= _fit(settings, memory.with_peak(needs, peak), topology, rows)
     counts = hlo.count(hlo.Program(compiled.as_text()))
-    return result | _speed(settings, decoder, stage, topology, counts, mesh)
-
-
-def check_divides(settings: Settings, decoder: DecoderSettings, mesh: Mesh) -> int:
-    """Rows of one device in a microbatch.
-
-    Raises:
-      ShardingError: Rows, heads or FFN columns cannot be cut as the mesh wants.
-    """
-    batch, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
-    data = settings.data
-    at_once = data.rows // data.accumulation
-    if at_once % batch:
-        raise ShardingError(
-            f"data.rows / data.accumulation = {data.rows} / {data.accumulation} = {at_once} rows "
-            f"are not divisible by mesh data x fsdp = {batch}; for example data.rows="
-            f"{batch * data.accumulation * math.ceil(at_once / batch)}"
-        )
-    sizes = {
-        "heads": decoder.num_heads,
-        "key-value heads": decoder.num_kv_heads,
-        "FFN columns": decoder.intermediate_size,
-    }
-    for what, size in sizes.items():
-        if size % tensor:
-            raise ShardingError(
-                f"{size} {what} are not divisible by mesh.tensor = {tensor}; use a divisor"
-            )
-    return at_once // batch
+    return result | _speed(settings, built.decoder, topology, counts, mesh)
 
 
 def _fit(settings: Settings, needs: memory.Memory, topology: Topology, rows: int) -> dict[str, Any]:
@@ -119,8 +92,7 @@ def _fit(settings: Settings, needs: memory.Memory, topology: Topology, rows: int
 
 def _speed(
     settings: Settings,
-    decoder: DecoderSettings,
-    stage: str,
+    decoder: Decoder,
     topology: Topology,
     counts: hlo.Counts,
     mesh: Mesh,
@@ -128,7 +100,7 @@ def _speed(
     """Work, collectives and time of a step."""
     chip, data = topology.chip, settings.data
     tokens = data.rows * data.row_length
-    useful = useful_flops(decoder, settings.adapters, stage, data.row_length) * tokens
+    useful = useful_flops(decoder, data.row_length) * tokens
     useful /= topology.devices
     kernels = counts.kernel_flops / (ATTENTION_USE * chip.peak)
     low = counts.matmul_cycles / chip.clock + kernels

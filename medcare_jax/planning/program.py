@@ -30,12 +30,14 @@ class Program:
     """A step ready to be lowered.
 
     Attributes:
+      decoder: With the adapters of the stage.
       step: The jitted step.
       state: Abstract state, with shardings.
       frozen: Abstract trees that do not learn, with shardings.
       batch: An abstract batch, with shardings.
     """
 
+    decoder: Decoder
     step: Any
     state: TrainState
     frozen: dict[str, Tree]
@@ -52,7 +54,7 @@ def build(settings: Settings, decoder: DecoderSettings, stage: str, mesh: Mesh) 
     Raises:
       ShardingError: A leaf cannot be placed, or too much is replicated.
     """
-    state, frozen, step = _abstract_step(settings, decoder, stage)
+    model, state, frozen, step = _abstract_step(settings, decoder, stage)
     check_replicated(
         mesh, {**frozen, **state.learning}, budget_mib=settings.mesh.replicated_budget_mib
     )
@@ -61,6 +63,7 @@ def build(settings: Settings, decoder: DecoderSettings, stage: str, mesh: Mesh) 
         (settings.data.rows, settings.data.row_length), jnp.int32, sharding=batch_sharding(mesh)
     )
     return Program(
+        model,
         jit_step(step, *places, mesh),
         _placed(state, places[0]),
         _placed(frozen, places[1]),
@@ -79,8 +82,8 @@ def abstract_base(settings: Settings, decoder: DecoderSettings) -> Tree:
 
 def _abstract_step(
     settings: Settings, decoder: DecoderSettings, stage: str
-) -> tuple[TrainState, dict[str, Tree], Any]:
-    """State, frozen trees and the step function, none of them placed."""
+) -> tuple[Decoder, TrainState, dict[str, Tree], Any]:
+    """Model, state, frozen trees and the step function, none of them placed."""
     s, key = settings, jax.random.key(0)
     base = abstract_base(s, decoder)
     aggregation = Decoder(decoder, s.adapters, MKA_COMPONENTS, s.compute)
@@ -108,7 +111,7 @@ def _abstract_step(
     state = jax.eval_shape(
         lambda learning, basis: make_state(learning, optimizer, key, basis), learning, basis
     )
-    return state, frozen, step
+    return model, state, frozen, step
 
 
 def _basis(knowledge: Tree, alignment: Tree, learning: dict[str, Tree]) -> dict[str, Tree]:

@@ -2,15 +2,19 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from medcare_jax.models.families import (
     DecoderSettings,
     RopeScaling,
     UnsupportedModelError,
+    check_model,
     decoder_settings,
     huggingface_config,
 )
+from medcare_jax.settings import MeshSettings
+from medcare_jax.sharding import ShardingError, make_mesh
 from tests.helpers import TINY
 
 LLAMA3_ROPE = {
@@ -330,3 +334,25 @@ def test_sizes_that_cannot_be_a_decoder_are_refused():
         dataclasses.replace(TINY["qwen2"], num_kv_heads=3)
     with pytest.raises(ValueError, match="head_dim 5 is odd"):
         dataclasses.replace(TINY["qwen2"], head_dim=5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ((1, 1, 4), {"num_key_value_heads = 2", "vocab_size = 98"}),
+        (
+            (1, 8, 1),
+            {"hidden_size = 20", "intermediate_size = 36", "num_key_value_heads x head_dim = 12"},
+        ),
+        ((4, 2, 1), set()),
+        ((4, 1, 2), set()),
+    ],
+)
+def test_a_mesh_that_does_not_fit_a_model_is_refused_by_every_size(sizes, named):
+    mesh = make_mesh(MeshSettings(*sizes), jax.devices()[: sizes[0] * sizes[1] * sizes[2]])
+    try:
+        check_model(mesh, TINY["qwen2"])
+        found = set()
+    except ShardingError as error:
+        found = {part.split(" is not")[0] for part in str(error).split("; ")[:-1]}
+    assert found == named

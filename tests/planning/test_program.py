@@ -1,0 +1,66 @@
+"""The abstract step has the run's own trees, shapes, dtypes and places."""
+
+import functools
+
+import jax
+import numpy as np
+
+from medcare_jax.models.aggregators import MKA_COMPONENTS
+from medcare_jax.models.decoder import Decoder
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, flatten
+from medcare_jax.planning import program
+from medcare_jax.planning.bases import base_shape
+from medcare_jax.sharding import make_mesh, tree_shardings
+from medcare_jax.training.stages import init_adapters
+from tests.planning.runs import FFN, HIDDEN, LAYERS, settings
+
+ASKED = settings(**{"mesh.fsdp": 4, "mesh.tensor": 2, "base.dtype": "bfloat16"})
+
+
+@functools.cache
+def built(stage):
+    """The abstract step of a stage and its mesh."""
+    mesh = make_mesh(ASKED.mesh)
+    with jax.set_mesh(mesh):
+        return program.build(ASKED, base_shape(ASKED.base)[0], stage, mesh), mesh
+
+
+def test_the_aggregation_learns_knowledge_and_noise_over_a_frozen_base():
+    made, _ = built("mka")
+    assert set(made.frozen) == {BASE}
+    assert set(made.state.learning) == {KNOWLEDGE, NOISE}
+    assert made.state.basis == {}
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(made.frozen)}
+    assert dtypes == {np.dtype("bfloat16")}
+    decoder = Decoder(base_shape(ASKED.base)[0], ASKED.adapters, MKA_COMPONENTS, ASKED.compute)
+    real = jax.eval_shape(functools.partial(init_adapters, decoder), jax.random.key(0))
+    shape = lambda leaf: (leaf.shape, leaf.dtype)
+    assert jax.tree.map(shape, made.state.learning) == jax.tree.map(shape, dict(real))
+
+
+def test_the_alignment_learns_beside_frozen_knowledge_of_the_ffn_alone():
+    made, _ = built("da")
+    assert set(made.frozen) == {BASE, KNOWLEDGE}
+    assert set(made.state.learning) == {ALIGNMENT}
+    assert not any("self_attn" in path for path in flatten(made.frozen[KNOWLEDGE]))
+    widths = {
+        path.split("/")[-2]: leaf.shape
+        for path, leaf in flatten(made.state.basis[ALIGNMENT]).items()
+        if path.endswith("lora_a") and leaf.size
+    }
+    rank = ASKED.adapters.rank * ASKED.adapters.shared_experts
+    assert widths == {
+        "gate_proj": (LAYERS, HIDDEN, rank),
+        "up_proj": (LAYERS, HIDDEN, rank),
+        "down_proj": (LAYERS, FFN, rank),
+    }
+
+
+def test_every_argument_is_placed_by_the_rules():
+    made, mesh = built("da")
+    places = tree_shardings(mesh, (made.state, made.frozen))
+    for leaf, place in zip(
+        jax.tree.leaves((made.state, made.frozen)), jax.tree.leaves(places), strict=True
+    ):
+        assert leaf.sharding == place
+    assert made.batch.tokens.sharding.shard_shape(made.batch.tokens.shape) == (1, 256)
