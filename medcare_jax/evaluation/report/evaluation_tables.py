@@ -20,7 +20,7 @@ from medcare_jax.evaluation.tasks import KNOWLEDGE, TASKS
 
 EXAM_METRIC = "accuracy"
 CBLUE = "cblue"
-INTERVALS = "Small print: 95 % bootstrap intervals over items."
+INTERVALS = "Small print: 95 % intervals over items (shares: Wilson's, else the bootstrap's)."
 
 
 def paper_table(results: Results) -> Table:
