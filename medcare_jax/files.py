@@ -8,7 +8,11 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
+
+PRIVATE = 0o600
+"""The mode of files with medical text: for their owner alone."""
+_USUAL = 0o666
 
 
 class DiskFullError(OSError):
@@ -54,16 +58,29 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def write_text(path: pathlib.Path, content: str) -> None:
-    """Writes a text file at once or not at all, flushed to disk; parents are made.
+def write_text(path: pathlib.Path, content: str, *, mode: int = _USUAL) -> None:
+    """Writes a text file at once or not at all; see `drafted`."""
+    with drafted(path, mode=mode) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def drafted(path: pathlib.Path, *, mode: int = _USUAL) -> Iterator[TextIO]:
+    """A text file to write into, flushed to disk and in its place if the block ends well.
+
+    Args:
+      path: Of the file; parents are made.
+      mode: Who may read it, from its first byte on; the umask takes away from it as ever.
 
     Raises:
       OSError: It could not be written; what was there before is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
-    with draft.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(content)
+    draft.unlink(missing_ok=True)  # one that a killed process left keeps its own mode
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)

@@ -1,10 +1,12 @@
 """Files are whole or absent."""
 
 import hashlib
+import os
+import stat
 
 import pytest
 
-from medcare_jax.files import file_digest, read_json, write_json, write_text
+from medcare_jax.files import PRIVATE, file_digest, read_json, write_json, write_text
 
 
 def test_json_round_trip_and_nothing_beside_it(tmp_path):
@@ -25,3 +27,21 @@ def test_a_failed_write_leaves_the_old_content(tmp_path):
 def test_the_digest_is_that_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert file_digest(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_private_file_never_was_anyone_elses(tmp_path, monkeypatch):
+    modes = []
+    fsync = os.fsync
+
+    def look(handle):
+        modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", look)
+    torn = tmp_path / ".a.txt.part"  # of a killed process
+    torn.write_text("old")
+    torn.chmod(0o644)
+    write_text(tmp_path / "a.txt", "text", mode=PRIVATE)
+    assert modes == [0o600]
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o600
+    assert (tmp_path / "a.txt").read_text() == "text"

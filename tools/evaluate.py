@@ -40,7 +40,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the bootstrap.")
 _NO_SAMPLES = flags.DEFINE_bool("no_samples", False, "Write no prompts and no answers.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the results of another model.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the results of another evaluation.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts to answer, without scores.")
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "A file of answers to score.")
 _COMPARE = flags.DEFINE_list("compare", [], "Folders of results to compare with the first of them.")
@@ -79,7 +79,9 @@ def main() -> None:
     if _JUDGE_ONLY.value:
         if marking is None or not _OUTPUT.value:
             raise app.UsageError("--judge_only needs --output, --judge_url and --judge_model.")
-    elif bool(_MODEL.value) == bool(_PREDICTIONS.value):
+        _mark(marking, display)
+        return
+    if bool(_MODEL.value) == bool(_PREDICTIONS.value):
         raise app.UsageError("Give --model=PATH or --predictions=FILE.")
     if unknown := set(_PROTOCOLS.value) - set(PROTOCOLS):
         raise app.UsageError(f"--protocols: {', '.join(unknown)}; known: {', '.join(PROTOCOLS)}")
@@ -87,7 +89,7 @@ def main() -> None:
         _score_file(display)
     elif _PROMPTS.value:
         _answer_prompts(display)
-    elif _MODEL.value:
+    else:
         _score_model(display)
     if marking is not None:
         _mark(marking, display)
@@ -149,6 +151,9 @@ def _score_file(display) -> None:
         display,
         data=pathlib.Path(_DATA.value) if _DATA.value else None,
         output=pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
+        seed=_SEED.value,
+        write_samples=not _NO_SAMPLES.value,
+        overwrite=_OVERWRITE.value,
     )
 
 

@@ -9,13 +9,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 
 from medcare_jax.agreement import first_says
 from medcare_jax.evaluation.asking import Question, Subject, ask, messages_of, question, room
-from medcare_jax.evaluation.journal import Journal
+from medcare_jax.evaluation.journal import Journal, forget_samples
 from medcare_jax.evaluation.journal import write_samples as write_samples_file
 from medcare_jax.evaluation.results import (
     FORMAT,
@@ -26,6 +26,7 @@ from medcare_jax.evaluation.results import (
     Sample,
     TaskResult,
     read_results,
+    request_of,
     write_results,
 )
 from medcare_jax.evaluation.scoring import Rules
@@ -82,25 +83,21 @@ def evaluate(
       tasks: from `load_tasks`.
       options: how.
       folder: where the files go; what is there of another model, other items or settings is
-        replaced.
+        replaced, its samples included.
       versions: of the packages that decide the numbers.
-      write_samples: whether to write prompts and answers, which may be about patients.
+      write_samples: whether to write prompts and answers, which may be about patients; if not,
+        those of an earlier evaluation go too.
       is_writer: whether this process writes; of several that compute together one does, and all
         read what it left before.
       on_done: called with `TASK, PROTOCOL` and the number of items just done, also those that an
         earlier run had done.
     """
-    results: Results = {
-        "format": FORMAT,
-        "status": "partial",
-        "model": model,
-        "settings": {**options._asdict(), "protocols": list(options.protocols)},
-        "versions": versions,
-        "data": {task.name: task.data_files() for task in tasks},
-        "tasks": {},
-    }
+    results = unanswered(model, tasks, options, versions)
     known = read_results(folder)
-    if known is not None and _key(known) == _key(results):
+    is_same = known is not None and _key(known) == _key(results)
+    if is_writer and not (is_same and write_samples):
+        forget_samples(folder)  # no report may show them beside other scores, or at all
+    if known is not None and is_same:
         if _is_whole(known, tasks, options) and (
             not write_samples or (folder / SAMPLES_FILE).is_file()
         ):
@@ -124,6 +121,21 @@ def evaluate(
         if journal is not None:
             journal.close()
     return results
+
+
+def unanswered(
+    model: Model, tasks: Sequence[Task], options: Options, versions: dict[str, str]
+) -> Results:
+    """The results before anything is asked; arguments as those of `evaluate`."""
+    return {
+        "format": FORMAT,
+        "status": "partial",
+        "model": model,
+        "settings": {**options._asdict(), "protocols": list(options.protocols)},
+        "versions": versions,
+        "data": {task.name: task.data_files() for task in tasks},
+        "tasks": {},
+    }
 
 
 def _answer(
@@ -313,7 +325,5 @@ def _in_order(work: Sequence[_Work], journal: Journal) -> Iterator[Sample]:
 
 def _key(results: Results) -> str:
     """What stands for model, items and settings."""
-    # A judge is named afterwards, when marks are added; what was answered stays the same.
-    settings = {name: value for name, value in results["settings"].items() if name != "judge"}
-    same: list[Any] = [results["model"], settings, results["versions"], results["data"]]
+    same = [*request_of(results).values()]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from medcare_jax.evaluation.results import SAMPLES_FILE, ResultsError, Sample
+from medcare_jax.files import PRIVATE, drafted
 
 JOURNAL_FILE = f"{SAMPLES_FILE}.part"
-_PRIVATE = 0o600
 
 Chunk = tuple[str, str, int]
 """Task, protocol, and number of the chunk."""
@@ -22,15 +22,15 @@ Chunk = tuple[str, str, int]
 
 def write_samples(folder: Path, samples: Iterable[Sample]) -> None:
     """Writes `samples.jsonl`, whole or not at all, readable by its owner alone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{SAMPLES_FILE}.draft"
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT, _PRIVATE), "wb") as file:
+    with drafted(folder / SAMPLES_FILE, mode=PRIVATE) as file:
         for sample in samples:
             file.write(_line(sample))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(folder / SAMPLES_FILE)
+
+
+def forget_samples(folder: Path) -> None:
+    """Takes samples and journal out of a folder whose results are, or will be, without them."""
+    for name in (SAMPLES_FILE, JOURNAL_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 class Journal:
@@ -51,7 +51,7 @@ class Journal:
         self._places: dict[Chunk, int] = {}
         self._is_writer = is_writer
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, _PRIVATE), "r+b")
+        self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, PRIVATE), "r+b")
         try:
             is_ours = self._read(key)
         except ResultsError:
@@ -93,7 +93,7 @@ class Journal:
 
     def _write(self, value: Any) -> None:
         """Appends one line, flushed to disk."""
-        self._file.write(_line(value))
+        self._file.write(_line(value).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -121,6 +121,6 @@ class Journal:
         return is_ours
 
 
-def _line(value: Any) -> bytes:
+def _line(value: Any) -> str:
     """A value as one line of JSON."""
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(value, ensure_ascii=False) + "\n"

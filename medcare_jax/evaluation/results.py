@@ -182,6 +182,18 @@ def read_results(folder: Path) -> Results | None:
     return cast(Results, content)
 
 
+def request_of(results: Results) -> dict[str, Any]:
+    """What was asked for: model, settings, versions and items, and nothing of what came of them."""
+    # A judge is named afterwards, when marks are added; what was answered stays the same.
+    settings = {name: value for name, value in results["settings"].items() if name != "judge"}
+    return {
+        "model": results["model"],
+        "settings": settings,
+        "versions": results["versions"],
+        "data": results["data"],
+    }
+
+
 def headline(result: TaskResult) -> MetricScore | None:
     """A task's main score; None while its protocol or a judge has yet to give it."""
     protocol = result["protocols"].get(result["protocol"])

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import jax
 
-from medcare_jax.evaluation.evaluator import Options, evaluate, num_answers
-from medcare_jax.evaluation.journal import write_samples
+from medcare_jax.evaluation.evaluator import Options, evaluate, num_answers, unanswered
+from medcare_jax.evaluation.journal import forget_samples
+from medcare_jax.evaluation.journal import write_samples as write_samples_file
 from medcare_jax.evaluation.predictions import score_predictions
 from medcare_jax.evaluation.report.evaluation_report import write_evaluation_report
-from medcare_jax.evaluation.results import Results, read_results, write_results
+from medcare_jax.evaluation.results import Results, read_results, request_of, write_results
 from medcare_jax.evaluation.scoring import Rules
 from medcare_jax.evaluation.summaries import score_lines
 from medcare_jax.evaluation.tasks import load_tasks, task_name
@@ -65,7 +66,8 @@ def run_evaluation(asked: Evaluation, display: Display) -> Results:
             display.headline(asked.model.path)
             subject, model = open_subject(asked.model, mesh)
             if not asked.overwrite:
-                _refuse_other(asked.output, model["digest"])
+                mine = unanswered(model, tasks, asked.options, versions())
+                _refuse_other(asked.output, mine)
             done = collections.Counter[str]()
             total = num_answers(tasks, asked.options.protocols)
             with display.bar("answers", total) as bar:
@@ -114,6 +116,9 @@ def run_predictions(
     *,
     data: pathlib.Path | None = None,
     output: pathlib.Path | None = None,
+    seed: int = 0,
+    write_samples: bool = True,
+    overwrite: bool = False,
 ) -> Results:
     """Scores answers that are in a file.
 
@@ -124,10 +129,17 @@ def run_predictions(
       display: What the person sees.
       data: Folder of test files, or CBLUE's structured gold; None: each line carries its gold.
       output: Where `results.json` and `samples.jsonl` go; None: nowhere.
+      seed: Of the bootstrap.
+      write_samples: Whether prompts and answers are written.
+      overwrite: Whether results of another evaluation may be replaced.
     """
-    scored = score_predictions(path, task_name(task), rules, data=data)
+    scored = score_predictions(path, task_name(task), rules, data=data, seed=seed)
     if output is not None:
-        write_samples(output, scored.samples)
+        if not overwrite:
+            _refuse_other(output, scored.results)
+        forget_samples(output)
+        if write_samples:
+            write_samples_file(output, scored.samples)
         write_results(output, scored.results)
         write_evaluation_report(output)
     _tell(scored.results, output, display.line)
@@ -142,11 +154,14 @@ def _tell(results: Results, folder: pathlib.Path | None, say: Callable[[str], No
         say(f"report: {folder / 'report.html'}")
 
 
-def _refuse_other(folder: pathlib.Path, digest: str) -> None:
+def _refuse_other(folder: pathlib.Path, results: Results) -> None:
     """Keeps hours of work from being written over by accident."""
     known = read_results(folder)
-    if known is not None and known["model"]["digest"] != digest:
+    if known is None:
+        return
+    mine, theirs = request_of(results), request_of(known)
+    if others := [name for name in mine if mine[name] != theirs[name]]:
         raise WorkdirError(
-            f"{folder} has the results of {known['model']['name']}, whose weights are others; name "
-            "another --output, or give --overwrite"
+            f"{folder} has results of {known['model']['name']} that were asked for otherwise "
+            f"(other {', '.join(others)}); name another --output, or give --overwrite"
         )

@@ -12,6 +12,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -30,7 +31,7 @@ class Display:
 
     def headline(self, text: str) -> None:
         """Announces the next part of the run."""
-        self.console.rule(f"[bold]{text}", align="left")
+        self.console.rule(Text(text, style="bold"), align="left")
 
     def line(self, text: str) -> None:
         """One line of news."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from medcare_jax.data.chat import encode_prompt, end_token_ids
 from medcare_jax.data.records import RecordError
 from medcare_jax.data.scanning import scan_json
-from medcare_jax.files import file_digest, write_text
+from medcare_jax.files import PRIVATE, file_digest, write_text
 from medcare_jax.generation.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 OVER_LONG = ("error", "skip", "cut")
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant",
           "gpt": "assistant"}  # fmt: skip
-_PRIVATE = 0o600
 
 
 class PromptsError(ValueError):
@@ -229,11 +228,11 @@ class _Part:
         self._target, self._path = target, target.with_name(f"{target.name}.part")
         target.parent.mkdir(parents=True, exist_ok=True)
         self.lines: dict[int, dict[str, Any]] = {}
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, _PRIVATE)
-        self._file = os.fdopen(handle, "r+", encoding="utf-8", newline="\n")
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, PRIVATE)
+        self._file = os.fdopen(handle, "r+b")
         whole = 0
-        for row, line in enumerate(self._file.read().splitlines(keepends=True)):
-            if not line.endswith("\n"):
+        for row, line in enumerate(self._file):  # bytes: text may hold more kinds of line ends
+            if not line.endswith(b"\n"):
                 break  # the line that was being written when the process ended
             content = json.loads(line)
             if row == 0 and content != {"key": key}:
@@ -244,7 +243,7 @@ class _Part:
                 )
             if row:
                 self.lines[content["number"]] = content["line"]
-            whole += len(line.encode())
+            whole += len(line)
         self._file.seek(whole)
         self._file.truncate()
         if not whole:
@@ -259,8 +258,7 @@ class _Part:
         """Writes the target in the order of the prompts, and removes what led to it."""
         ordered = [self.lines[number] for number in sorted(self.lines)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ordered)
-        write_text(self._target, text)
-        self._target.chmod(_PRIVATE)
+        write_text(self._target, text, mode=PRIVATE)
         self._path.unlink()
         return ordered
 
@@ -270,5 +268,5 @@ class _Part:
 
     def _write(self, content: Mapping[str, Any]) -> None:
         """One line, out of this process."""
-        self._file.write(json.dumps(content, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
         self._file.flush()

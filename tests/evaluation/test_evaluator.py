@@ -163,6 +163,27 @@ def test_without_samples_no_text_is_written_anywhere(subject, tasks, tmp_path, s
     assert SECRET not in (tmp_path / "out" / "results.json").read_text()
 
 
+@pytest.mark.parametrize("rules", ["reference", "strict"])
+def test_without_samples_those_of_an_earlier_evaluation_go(
+    subject, tasks, tmp_path, scripted, rules
+):
+    run(subject, tasks, tmp_path / "out")
+    (tmp_path / "out" / "samples.jsonl.part").write_text(SECRET)
+    run(subject, tasks, tmp_path / "out", BOTH._replace(rules=rules), write_samples=False)
+    assert list(bytes_of(tmp_path / "out")) == ["results.json"]
+
+
+def test_samples_of_another_evaluation_never_stand_beside_its_scores(
+    subject, tasks, tmp_path, scripted
+):
+    _, calls_until_kill = scripted
+    run(subject, tasks, tmp_path / "out")
+    calls_until_kill[0] = 6
+    with pytest.raises(Killed):
+        run(subject, tasks, tmp_path / "out", BOTH._replace(rules="strict"))
+    assert sorted(bytes_of(tmp_path / "out")) == ["results.json", "samples.jsonl.part"]
+
+
 def test_another_process_of_the_same_evaluation_writes_nothing(subject, tasks, tmp_path, scripted):
     results = run(subject, tasks, tmp_path / "out", is_writer=False)
     assert results["status"] == "complete"

@@ -5,10 +5,12 @@ import pathlib
 
 import pytest
 
-from medcare_jax.evaluation.evaluator import Options
+from medcare_jax.evaluation.evaluator import Options, unanswered
 from medcare_jax.evaluation.results import read_results, read_samples, write_results
+from medcare_jax.evaluation.tasks import load_tasks
 from medcare_jax.run import evaluation
 from medcare_jax.run.evaluation import Evaluation, run_evaluation, run_predictions
+from medcare_jax.run.facts import versions
 from medcare_jax.run.progress import Display
 from medcare_jax.run.subjects import Asked
 from medcare_jax.run.workdir import WorkdirError
@@ -47,18 +49,53 @@ def test_answers_of_a_file_leave_results_samples_and_a_report(answers, data, tmp
     assert f"report: {output / 'report.html'}" in said
 
 
+def test_answers_are_not_written_if_told_so(answers, data, tmp_path):
+    output = tmp_path / "scores"
+    for write_samples in (True, False):
+        run_predictions(
+            answers, "medqa", "strict", Display(is_shown=False), data=data, output=output,
+            write_samples=write_samples,
+        )  # fmt: skip
+    assert sorted(path.name for path in output.iterdir()) == [
+        "report.html", "report.md", "results.json",
+    ]  # fmt: skip
+    assert "The answer is" not in (output / "report.html").read_text()
+
+
+def test_scores_by_other_rules_are_kept(answers, data, tmp_path):
+    output, display = tmp_path / "scores", Display(is_shown=False)
+    run_predictions(answers, "medqa", "strict", display, data=data, output=output)
+    run_predictions(answers, "medqa", "strict", display, data=data, output=output)
+    with pytest.raises(WorkdirError, match=r"other settings.*--overwrite"):
+        run_predictions(answers, "medqa", "reference", display, data=data, output=output)
+    assert read_results(output)["settings"]["rules"] == "strict"
+    run_predictions(
+        answers, "medqa", "reference", display, data=data, output=output, overwrite=True
+    )
+    assert read_results(output)["settings"]["rules"] == "reference"
+
+
 def test_without_an_output_nothing_is_written(answers, data, tmp_path):
     before = set(tmp_path.rglob("*"))
     run_predictions(answers, "medqa", "strict", Display(is_shown=False), data=data)
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_results_of_other_weights_are_kept(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("digest", "limit", "said"),
+    [("other", 0, "other model"), ("same", 1, "other settings"), ("same", 0, "other data")],
+)
+def test_results_of_another_evaluation_are_kept(data, tmp_path, monkeypatch, digest, limit, said):
     output = tmp_path / "scores"
-    known = write_results(output, results_of({"medqa": task_result("MedQA", right=1)}))
+    model = {**results_of({})["model"], "digest": "same"}
+    tasks = load_tasks(data, [])
+    mine = unanswered(model, tasks, Options(), versions())
+    if said == "other data":
+        write(data, "medqa", record("Which?\nA. one\nB. two", "A"))
+    known = write_results(output, {**mine, "tasks": {"medqa": task_result("MedQA", right=1)}})
     before = known.read_bytes()
-    monkeypatch.setattr(evaluation, "open_subject", lambda *_: (None, {"digest": "another"}))
-    asked = Evaluation(Asked("m"), data, ("all",), output, Options())
-    with pytest.raises(WorkdirError, match="--overwrite"):
+    monkeypatch.setattr(evaluation, "open_subject", lambda *_: (None, {**model, "digest": digest}))
+    asked = Evaluation(Asked("m"), data, ("all",), output, Options(limit=limit))
+    with pytest.raises(WorkdirError, match=rf"\({said}\).*--overwrite"):
         run_evaluation(asked, Display(is_shown=False))
     assert known.read_bytes() == before

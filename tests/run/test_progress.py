@@ -26,3 +26,8 @@ def test_bars_are_for_terminals_that_somebody_looks_at(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
     assert Display().is_live
     assert not Display(is_shown=False).is_live
+
+
+def test_a_folder_may_be_called_anything(capsys):
+    Display().headline("models/[/x]")
+    assert "models/[/x]" in capsys.readouterr().err

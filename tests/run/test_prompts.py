@@ -76,6 +76,22 @@ def test_a_stopped_run_goes_on_to_the_same_file(opened, source, tmp_path, temper
     assert target.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_no_answer_cuts_off_those_behind_it(tmp_path, end):
+    target = tmp_path / "out.jsonl"
+    lines = {0: {"id": "a", "output": f"One{end}two"}, 1: {"id": "b", "output": "甲"}}
+    part = prompts_module._Part(target, "k")
+    for number, line in lines.items():
+        part.add(number, line)
+    part.close()
+    whole = (tmp_path / "out.jsonl.part").read_bytes()
+    (tmp_path / "out.jsonl.part").write_bytes(whole + '{"number": 2, "line": "甲'.encode()[:-1])
+    part = prompts_module._Part(target, "k")
+    assert part.lines == lines
+    part.finish()
+    assert [json.loads(line) for line in target.read_bytes().splitlines()] == [*lines.values()]
+
+
 def test_a_half_done_output_of_another_request_is_refused(opened, source, tmp_path):
     target = tmp_path / "out.jsonl"
 

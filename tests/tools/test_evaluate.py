@@ -30,8 +30,9 @@ def evaluate(*arguments):
 def test_answers_on_disk_are_marked(folder):  # noqa: F811
     with serve(always()) as (stub, url):
         done = evaluate(
-            f"--output={folder}", "--judge_only", f"--judge_url={url}", "--judge_model=m"
-        )
+            f"--output={folder}", "--judge_only", f"--judge_url={url}", "--judge_model=m",
+            "--model=/nowhere", "--data=/nowhere",
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert stub.keys == [f"Bearer {KEY}"] * 6
     assert read_results(folder)["tasks"]["ccte"]["protocols"]["generate"]["scores"]["judge"]

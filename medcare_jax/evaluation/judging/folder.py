@@ -1,7 +1,6 @@
 """Marks added to an evaluation that is on disk: `results.json` and `samples.jsonl` of a folder."""
 
 import json
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from medcare_jax.evaluation.results import (
     read_samples,
     write_results,
 )
-from medcare_jax.files import write_json
+from medcare_jax.files import PRIVATE, drafted, write_json
 
 CACHE_FOLDER = "judge_cache"
 RECORD_FILE = "judge.json"
@@ -113,7 +112,13 @@ def chosen_tasks(results: Results, tasks: Sequence[str]) -> list[str]:
         raise ValueError(
             f"no task {', '.join(absent)} in the results; there are {', '.join(known)}"
         )
-    chosen = list(tasks) or [n for n, task in known.items() if task["metric"] == JUDGE_METRIC]
+    written = [name for name, task in known.items() if "generate" in task["protocols"]]
+    if unwritten := [name for name in tasks if name not in written]:
+        raise ValueError(
+            f"no written answers to {', '.join(unwritten)} in the results, and a judge marks "
+            "nothing else; evaluate with the protocol generate first"
+        )
+    chosen = list(tasks) or [n for n in written if known[n]["metric"] == JUDGE_METRIC]
     if not chosen:
         raise ValueError(
             f"no task is scored by a judge; name some of {', '.join(known)} to have them marked"
@@ -147,15 +152,10 @@ def _marked(sample: Sample, marks: dict[str, int] | None) -> Sample:
 
 def _rewrite_samples(path: Path, marks: dict[int, dict[str, int] | None]) -> None:
     """The samples with marks in place of older ones, whole or not at all."""
-    draft = path.with_name(f".{path.name}.part")
-    with draft.open("w", encoding="utf-8", newline="\n") as file:
-        os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+    with drafted(path, mode=PRIVATE) as file:
         for place, sample in enumerate(read_samples(path)):
             line: Any = _marked(sample, marks[place]) if place in marks else sample
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _by_task(

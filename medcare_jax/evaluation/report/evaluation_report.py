@@ -43,7 +43,7 @@ from medcare_jax.evaluation.results import (
     read_results,
     read_samples,
 )
-from medcare_jax.files import write_text
+from medcare_jax.files import PRIVATE, write_text
 
 MOST_SAMPLES = 20_000
 _PARTIAL = "Partial: something that was asked for is not there yet, so these numbers may change."
@@ -62,15 +62,17 @@ def write_evaluation_report(folder: Path) -> tuple[Path, Path]:
     if results is None:
         raise FileNotFoundError(f"{folder} has no results.json; evaluate a model into it first")
     samples: Iterable[Sample] = ()
-    if (folder / SAMPLES_FILE).is_file():
+    if has_samples := (folder / SAMPLES_FILE).is_file():
         samples = itertools.islice(read_samples(folder / SAMPLES_FILE), MOST_SAMPLES)
     results = in_table_order(results)
-    texts = {"report.md": markdown(results), "report.html": page(results, samples)}
-    for name, content in texts.items():
-        write_text(folder / name, content)
-    if samples:  # as private as the samples themselves
-        (folder / "report.html").chmod(0o600)
-    return folder / "report.md", folder / "report.html"
+    paths = folder / "report.md", folder / "report.html"
+    write_text(paths[0], markdown(results))
+    shown = page(results, samples)
+    if has_samples:  # as private as the samples themselves
+        write_text(paths[1], shown, mode=PRIVATE)
+    else:
+        write_text(paths[1], shown)
+    return paths
 
 
 def page(results: Results, samples: Iterable[Sample] = ()) -> str:

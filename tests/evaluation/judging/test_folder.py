@@ -127,3 +127,15 @@ def test_without_samples_nothing_is_asked(folder):
         with pytest.raises(FileNotFoundError, match=r"samples\.jsonl"):
             judge_folder(folder, endpoint(url))
     assert stub.requests == []
+
+
+def test_only_written_answers_are_marked(folder):
+    results = read_results(folder)
+    medqa = task_result("MedQA", items=4, protocols=("likelihood",))
+    write_results(folder, {**results, "tasks": {**results["tasks"], "medqa": medqa}})
+    with serve(always()) as (stub, url):
+        with pytest.raises(ValueError, match=r"no written answers to medqa .* generate first"):
+            judge_folder(folder, endpoint(url), tasks=["medqa"])
+        assert not stub.requests
+        judge_folder(folder, endpoint(url))
+    assert len(stub.requests) == 6

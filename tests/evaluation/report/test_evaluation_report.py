@@ -1,6 +1,7 @@
 """The two files of a report, from the two files of an evaluation."""
 
 import json
+import pathlib
 import stat
 
 import pytest
@@ -35,6 +36,21 @@ def test_both_files_are_written_with_the_answers(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "report.html", "report.md", "results.json", "samples.jsonl",
     ]  # fmt: skip
+
+
+def test_a_page_with_answers_is_private_from_its_first_byte(tmp_path, monkeypatch):
+    write_results(tmp_path, RESULTS)
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample(7)) + "\n")
+    modes, replace = {}, pathlib.Path.replace
+
+    def look(draft, target):
+        modes[target.name] = stat.S_IMODE(draft.stat().st_mode) & 0o077
+        return replace(draft, target)
+
+    monkeypatch.setattr(pathlib.Path, "replace", look)
+    write_evaluation_report(tmp_path)
+    assert modes["report.html"] == 0
+    assert modes["report.md"] != 0
 
 
 def test_without_samples_nothing_is_run(tmp_path):
