@@ -62,6 +62,14 @@ _JUDGE_COMPLETION_PRICE = flags.DEFINE_float(
 )
 _JUDGE_MAX_MONEY = flags.DEFINE_float("judge_max_money", 0.0, "Spend no more; 0: no limit.", 0.0)
 _JUDGE_MAX_TOKENS = flags.DEFINE_integer("judge_max_tokens", 0, "The same in tokens.", 0)
+_UNUSED = {
+    "predictions": (
+        "base", "batch", "dtype", "keep", "limit", "max_new_tokens", "prompts", "protocols",
+        "stage", "step",
+    ),
+    "prompts": ("data", "limit", "no_samples", "overwrite", "protocols", "rules", "tasks"),
+}  # fmt: skip
+"""By what is asked for, the flags that mean nothing there."""
 
 
 def main() -> None:
@@ -85,6 +93,7 @@ def main() -> None:
         raise app.UsageError("Give --model=PATH or --predictions=FILE.")
     if unknown := set(_PROTOCOLS.value) - set(PROTOCOLS):
         raise app.UsageError(f"--protocols: {', '.join(unknown)}; known: {', '.join(PROTOCOLS)}")
+    _refuse_unused()
     if _PREDICTIONS.value:
         _score_file(display)
     elif _PROMPTS.value:
@@ -93,6 +102,15 @@ def main() -> None:
         _score_model(display)
     if marking is not None:
         _mark(marking, display)
+
+
+def _refuse_unused() -> None:
+    """No flag is given in vain: who limits or chooses something believes in what comes out."""
+    for mode, unused in _UNUSED.items():
+        given = [name for name in unused if flags.FLAGS[name].present]
+        if flags.FLAGS[mode].value and given:
+            names = ", ".join(f"--{name}" for name in given)
+            raise app.UsageError(f"{names}: without meaning beside --{mode}; leave it out.")
 
 
 def _marking():

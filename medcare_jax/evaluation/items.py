@@ -14,7 +14,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from medcare_jax.data.records import Record, RecordError, Turn
@@ -24,6 +24,10 @@ from medcare_jax.evaluation.scoring.cblue_parse import PARSERS, parse
 Family = Literal[
     "exam", "options", "diagnoses", "findings", "cblue", "label", "section", "summary", "open"
 ]
+
+
+LETTERS = re.compile(r"[A-Z][A-Z,，、;；\s]*")
+"""The gold of an exam."""
 
 
 class Item(NamedTuple):
@@ -50,7 +54,7 @@ class Item(NamedTuple):
     @property
     def letters(self) -> str:
         """The gold of an exam without what stands between its letters."""
-        return re.sub("[^A-Z]", "", self.gold)
+        return re.sub("[^A-Z]", "", "".join(self.gold))  # a list of letters in others' files
 
 
 def read_item(record: Record, family: Family) -> Item:
@@ -65,10 +69,22 @@ def read_item(record: Record, family: Family) -> Item:
         raise RecordError(record.location, "conversations", "expected a prompt, then its gold")
     facts = record.evaluation
     kind = facts.get("task_dataset") if family == "cblue" else facts.get("type")
-    item = Item(
-        str(facts.get("sample_id", record.id)), str(kind or ""), record.turns[:-1], gold=None
-    )
-    return _READERS[family](record, facts, item)
+    name = read_id(facts.get("sample_id"), record.id, record.location, "eval.sample_id")
+    item = Item(name, str(kind or ""), record.turns[:-1], gold=None)
+    return READERS[family](record, facts, item)
+
+
+def read_id(value: Any, default: str, location: str, field: str) -> str:
+    """An id as text: text as it is, whole numbers as digits, and the default in place of none.
+
+    Raises:
+      RecordError: anything else, such as a list; with location and field.
+    """
+    if value is None:
+        return default
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value)
+    raise RecordError(location, field, "expected text or a whole number")
 
 
 def _exam(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
@@ -76,7 +92,7 @@ def _exam(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
     options = option_lines(record.turns[-2].text)
     for name in ("answer_idx", "answer"):
         gold = facts.get(name)
-        if not isinstance(gold, str) or not re.fullmatch(r"[A-Z][A-Z,，、;；\s]*", gold):
+        if not isinstance(gold, str) or not LETTERS.fullmatch(gold):
             continue
         if set(re.sub("[^A-Z]", "", gold)) <= set(options):
             return item._replace(gold=gold, options=options)
@@ -122,7 +138,7 @@ def _findings(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
 def _cblue(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
     """A task of PromptCBLUE; the gold text is read by the rules that read answers."""
     task = facts.get("task_dataset")
-    if task not in PARSERS:
+    if not isinstance(task, str) or task not in PARSERS:
         problem = f"expected one of {', '.join(PARSERS)}"
         raise RecordError(record.location, "eval.task_dataset", problem)
     choices = () if facts.get("answer_choices") is None else _choices(record, facts)
@@ -162,7 +178,7 @@ def _open(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
     return item._replace(gold=gold, facts=given)
 
 
-_READERS = {
+READERS: dict[Family, Callable[[Record, Mapping[str, Any], Item], Item]] = {
     "exam": _exam,
     "options": _options,
     "diagnoses": _diagnoses,
@@ -173,6 +189,7 @@ _READERS = {
     "summary": _summary,
     "open": _open,
 }
+"""By family, from a record, its gold and an item without any to the item with it."""
 
 
 def _text(record: Record, facts: Mapping[str, Any], name: str) -> str:

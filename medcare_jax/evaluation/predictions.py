@@ -5,23 +5,25 @@ The file is JSON Lines as the reference's generation writes it: `{"prompt", "tex
 lines carry no gold, a folder of test files has it, item by item.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medcare_jax.data.records import RecordError, Turn
+from medcare_jax.data.records import Record, RecordError, Turn
 from medcare_jax.data.scanning import scan_json
 from medcare_jax.evaluation.grading import Grade, grade
-from medcare_jax.evaluation.items import Item
+from medcare_jax.evaluation.items import LETTERS, READERS, Family, Item, read_id
 from medcare_jax.evaluation.results import FORMAT, Results, Sample
 from medcare_jax.evaluation.scoring import Rules
+from medcare_jax.evaluation.scoring.cblue_parse import PARSERS
 from medcare_jax.evaluation.scoring.cblue_score import PredictionError, check_order
-from medcare_jax.evaluation.structured import read_structured, with_structured_gold
+from medcare_jax.evaluation.structured import is_structure, read_structured, with_structured_gold
 from medcare_jax.evaluation.summaries import Graded, summarise
 from medcare_jax.evaluation.tasks import TASKS, TaskSpec, load_tasks
 from medcare_jax.files import file_digest
 
 SUPPLIED = "generate"
+_INFO = "additional_info"
 
 
 class Scored(NamedTuple):
@@ -37,6 +39,7 @@ class _Line(NamedTuple):
     location: str
     text: str
     info: Mapping[str, Any] | None
+    field: str
     prompt: str
 
 
@@ -109,10 +112,11 @@ def _read(path: Path) -> list[_Line]:
         text = value.get("text", value.get("output"))
         if not isinstance(text, str):
             raise RecordError(location, "text", "expected the answer, got none")
-        info = value.get("additional_info", value.get("eval"))
+        field = "eval" if "eval" in value and "additional_info" not in value else _INFO
+        info = value.get(field)
         if info is not None and not isinstance(info, dict):
-            raise RecordError(location, "additional_info", "expected an object, the gold")
-        lines.append(_Line(location, text, info, str(value.get("prompt", ""))))
+            raise RecordError(location, field, "expected an object, the gold")
+        lines.append(_Line(location, text, info, field, str(value.get("prompt", ""))))
     if not lines:
         raise RecordError(f"{path}:1", "", "expected at least one answer, got none")
     return lines
@@ -131,7 +135,7 @@ def _items(
         bare = [_item(spec, line) for line in lines]
         return with_structured_gold(bare, read_structured(data), data), data
     (loaded,) = load_tasks(data, [task])
-    known = [str((line.info or {}).get("sample_id", "")) for line in lines]
+    known = [_id(line, "") for line in lines]
     items = [item.id for item in loaded.items]
     if len(known) == len(items):  # lines without an id are taken in the file's order
         known = [mine or theirs for mine, theirs in zip(known, items, strict=True)]
@@ -143,26 +147,72 @@ def _item(spec: TaskSpec, line: _Line) -> Item:
     """The item that a line describes, without its gold."""
     info = line.info or {}
     kind = info.get("task_dataset") if spec.family == "cblue" else info.get("type")
+    if spec.family == "cblue" and not (isinstance(kind, str) and kind in PARSERS):
+        problem = f"expected one of {', '.join(PARSERS)}"
+        raise RecordError(line.location, f"{line.field}.task_dataset", problem)
+    choices = info.get("answer_choices") or []
+    if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
+        problem = "expected a list of texts"
+        raise RecordError(line.location, f"{line.field}.answer_choices", problem)
     return Item(
-        str(info.get("sample_id", line.location.rpartition(":")[2])),
+        _id(line, line.location.rpartition(":")[2]),
         str(kind or ""),
         (Turn("human", line.prompt),),
         gold=None,
         options=dict.fromkeys("ABCDEFGHIJ", "") if spec.family == "exam" else {},
-        choices=tuple(info.get("answer_choices") or ()),
+        choices=tuple(choices),
     )
+
+
+def _id(line: _Line, default: str) -> str:
+    """The id of a line's item."""
+    value = (line.info or {}).get("sample_id")
+    return read_id(value, default, line.location, f"{line.field}.sample_id")
 
 
 def _with_gold(spec: TaskSpec, line: _Line) -> Item:
     """The item that a line describes, with the gold that it carries."""
-    names = ["answer", "answer_idx"]
+    names = ["answer", "answer_idx"] if spec.family == "exam" else ["answer"]
     if spec.rule.startswith("mmedbench"):
         names.reverse()
-    golds = [line.info[name] for name in names if line.info and line.info.get(name) is not None]
+    info = line.info or {}
+    golds = [info[name] for name in names if info.get(name) is not None]
     if not golds:
         problem = "expected the gold, got none; name the folder of the test files with --data"
-        raise RecordError(line.location, f"additional_info.{names[0]}", problem)
-    return _item(spec, line)._replace(gold=golds[0])
+        raise RecordError(line.location, f"{line.field}.{names[0]}", problem)
+    item = _item(spec, line)
+    if spec.family in _ALONE:
+        is_gold, expected = _ALONE[spec.family]
+        for gold in golds:  # `answer` of an exam may be the option's text
+            if is_gold(item, gold):
+                return item._replace(gold=gold)
+        raise RecordError(line.location, f"{line.field}.{names[0]}", f"expected {expected}")
+    record = Record(item.id, (*item.turns, Turn("gpt", "")), info, line.location)
+    try:
+        return READERS[spec.family](record, info, item)
+    except RecordError as error:
+        field = error.field.replace("eval", line.field, 1)
+        raise RecordError(error.location, field, error.problem) from None
+
+
+def _is_letters(item: Item, gold: Any) -> bool:
+    """Letters, together or as the list that some of the reference's files have."""
+    letters = gold if isinstance(gold, list) and gold else [gold]
+    return all(isinstance(one, str) and LETTERS.fullmatch(one) for one in letters)
+
+
+def _is_text(item: Item, gold: Any) -> bool:
+    """A text that is not empty."""
+    return isinstance(gold, str) and bool(gold)
+
+
+_ALONE: dict[Family, tuple[Callable[[Item, Any], bool], str]] = {
+    "exam": (_is_letters, "letters"),
+    "options": (_is_text, "the text of the right option"),
+    "cblue": (lambda item, gold: is_structure(item.type, gold), "the structure of its task"),
+    "open": (_is_text, "a text"),
+}
+"""What gold is where the prompt, which others may have changed, is not there to check it by."""
 
 
 def _graded(item: Item, found: Grade) -> Graded:

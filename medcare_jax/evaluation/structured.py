@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from medcare_jax.evaluation.items import Item
+from medcare_jax.evaluation.scoring.cblue_parse import parse
 from medcare_jax.evaluation.scoring.cblue_score import PredictionError, check_order
 from medcare_jax.files import read_json
 
@@ -26,6 +27,20 @@ def read_structured(path: Path) -> dict[str, list[dict[str, Any]]]:
         problem = 'expected {task: [{"sample_id", "answer"}, ...]}, got another layout'
         raise PredictionError(f"{path}: {problem}")
     return content
+
+
+def is_structure(task: str, gold: Any) -> bool:
+    """Whether a gold has the layout that answers to one of the 16 tasks are read into.
+
+    Examples:
+      >>> is_structure("CMeEE-V2", [{"entity": "癌", "type": "疾病"}]), is_structure("MedDG", [])
+      (True, False)
+    """
+    if not isinstance(gold, type(parse(task, "", (), "strict"))):
+        return False
+    if isinstance(gold, list):
+        return all(isinstance(one, dict) for one in gold)
+    return not isinstance(gold, dict) or all(isinstance(text, str) for text in gold.values())
 
 
 def with_structured_gold(
@@ -52,5 +67,8 @@ def with_structured_gold(
         except PredictionError as error:
             raise PredictionError(f"{path}: {error}") from None
         for i, entry in zip(mine, entries, strict=True):
+            if not is_structure(task, entry["answer"]):
+                problem = f"expected the answer to item {items[i].id!r} as the task's structure"
+                raise PredictionError(f"{path}: {task}: {problem}, got another layout")
             found[i] = items[i]._replace(gold=entry["answer"])
     return found

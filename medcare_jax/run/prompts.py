@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from medcare_jax.data.chat import encode_prompt, end_token_ids
 from medcare_jax.data.records import RecordError
 from medcare_jax.data.scanning import scan_json
+from medcare_jax.evaluation.items import read_id
 from medcare_jax.files import PRIVATE, file_digest, write_text
 from medcare_jax.generation.sampler import Sampler
 
@@ -197,7 +198,7 @@ def _messages(item: Any, location: str) -> tuple[str, list[dict[str, str]]]:
     found = [kind for kind in kinds if isinstance(item, dict) and kind in item]
     if len(found) != 1:
         raise RecordError(location, "", f"expected an object with one of {', '.join(kinds)}")
-    name = str(item.get("id", location))
+    name = read_id(item.get("id"), location, location, "id")
     if found == ["prompt"]:
         turns: Sequence[Any] = [{"role": "user", "content": item["prompt"]}]
     else:
@@ -214,7 +215,8 @@ def _message(turn: Any, field: str, location: str) -> dict[str, str]:
     """One turn as chat templates read it."""
     turn = turn if isinstance(turn, Mapping) else {}
     role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if role not in _ROLES or not isinstance(text, str) or not text.strip():
+    texts = isinstance(role, str) and isinstance(text, str)
+    if not texts or role not in _ROLES or not text.strip():
         roles = ", ".join(_ROLES)
         raise RecordError(location, field, f"expected text, and a role among {roles}")
     return {"role": _ROLES[role], "content": text}

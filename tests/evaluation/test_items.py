@@ -70,6 +70,8 @@ def test_cblue_gold_is_read_from_the_text():
         ("findings", SECRET, {"answer_choices": ["x"]}, "eval.answer"),
         ("findings", "x", {"answer": []}, "eval.answer_choices"),
         ("cblue", "x", {"task_dataset": SECRET[:0]}, "eval.task_dataset"),
+        ("cblue", "x", {"task_dataset": []}, "eval.task_dataset"),
+        ("summary", "x", {"sample_id": [SECRET]}, "eval.sample_id"),
         ("label", SECRET, {"answer_choices": ["x"]}, "eval.answer"),
         ("section", "x", {"answer_choices": ["x"]}, "eval.answer"),
         ("summary", "x", {"answer": None}, "eval.answer"),
@@ -89,3 +91,9 @@ def test_missing_gold_and_a_prompt_after_it_are_refused():
     item["conversations"].append({"from": "human", "value": "And now?"})
     with pytest.raises(RecordError, match="expected a prompt, then its gold"):
         read_item(parse_record(item, "f:1"), "exam")
+
+
+def test_an_id_of_null_is_no_id():
+    item = read_item(parsed("?", "Short.", sample_id=None), "summary")
+    assert item.id == "file.json:1"
+    assert read_item(parsed("?", "Short.", sample_id=7), "summary").id == "7"

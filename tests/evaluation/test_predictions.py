@@ -93,3 +93,57 @@ def test_gold_in_one_file_is_for_cblue(folder):
     path = answers(folder / "infer.jsonl", "x", "y")
     with pytest.raises(ValueError, match="expected a folder"):
         score_predictions(path, "medqa", "reference", data=folder / "MedQA.json")
+
+
+FORMAT = {"format": "code_title"}
+
+
+@pytest.mark.parametrize(
+    ("task", "info", "field"),
+    [
+        ("icd10_coding", {"answer": "I10 | Flu"}, "format"),
+        ("icd10_coding", {"answer": "flu", **FORMAT}, "answer"),
+        ("icd10_coding", {"answer": ["I10 | Flu"], **FORMAT}, "answer"),
+        ("icd10_unseen", {"answer": 3}, "answer"),
+        ("medqa", {"answer": 3}, "answer"),
+        ("medqa", {"answer": []}, "answer"),
+        ("medqa", {"answer": "doe"}, "answer"),
+        ("medqa", {"answer": "B", "sample_id": ["s"]}, "sample_id"),
+        ("cblue", {"answer": "doe", "task_dataset": "CMeEE-V2"}, "answer"),
+        ("cblue", {"answer": ["doe"], "task_dataset": "CMeEE-V2"}, "answer"),
+        ("cblue", {"answer": {"doe": 3}, "task_dataset": "IMCS-V2-MRG"}, "answer"),
+        ("cblue", {"answer": "doe", "task_dataset": "other"}, "task_dataset"),
+        ("cblue", {"answer": "doe", "task_dataset": []}, "task_dataset"),
+        ("ner", {"answer": "doe", "answer_choices": ["x"]}, "answer"),
+        ("medabs", {"answer": "a", "answer_choices": "abc"}, "answer_choices"),
+        ("medabs", {"answer": "doe", "answer_choices": ["x"]}, "answer"),
+        ("mts_dialog", {"answer": "doe", "answer_choices": ["x"]}, "answer"),
+        ("meqsum", {"answer": 3}, "answer"),
+        ("ccte", {"answer": ["doe"]}, "answer"),
+    ],
+)
+def test_gold_of_another_shape_is_refused_by_its_line(tmp_path, task, info, field):
+    path = tmp_path / "infer.jsonl"
+    for name in ("additional_info", "eval"):
+        path.write_text(json.dumps({"text": "x", name: info}))
+        with pytest.raises(RecordError) as caught:
+            score_predictions(path, task, "strict")
+        assert str(caught.value).startswith(f"{path}:1: {name}.{field}: ")
+        assert "doe" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "info"),
+    [
+        ("icd10_coding", "I10 | Flu", {"answer": "I10 | Flu", **FORMAT}),
+        ("icd10_unseen", "one", {"answer": "one"}),
+        ("medqa", "The answer is B", {"answer": "two", "answer_idx": "B"}),
+        ("medqa", "The answer is B and D", {"answer": ["B", "D"]}),
+        ("medabs", "x", {"answer": "x", "answer_choices": ["x", "y"]}),
+        ("cmb", "答案为AC", {"answer": "A、C", "sample_id": 3}),
+    ],
+)
+def test_right_answers_to_gold_in_the_line(tmp_path, task, text, info):
+    path = answers(tmp_path / "infer.jsonl", text, **info)
+    results = score_predictions(path, task, "strict").results
+    assert headline(results["tasks"][task])["outcomes"] == [1]

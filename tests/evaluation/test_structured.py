@@ -28,6 +28,7 @@ def test_gold_goes_to_its_item(tmp_path):
     [
         ({"MedDG": GOLD["MedDG"][::-1]}, "MedDG: expected prediction 1"),
         ({"KUAKE-IR": []}, "KUAKE-IR: expected 0 predictions, one per item, got 1"),
+        ({"KUAKE-IR": [{"sample_id": "7", "answer": ["相关"]}]}, "KUAKE-IR: .*'7' as the task's"),
         ({"CMeIE": GOLD["MedDG"]}, "CMeIE: expected 2 predictions, one per item, got 0"),
     ],
 )

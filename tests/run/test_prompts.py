@@ -1,5 +1,6 @@
 """Files of prompts: every layout, bad lines, over-long prompts, and a run that was stopped."""
 
+import contextlib
 import dataclasses
 import json
 import stat
@@ -80,15 +81,14 @@ def test_a_stopped_run_goes_on_to_the_same_file(opened, source, tmp_path, temper
 def test_no_answer_cuts_off_those_behind_it(tmp_path, end):
     target = tmp_path / "out.jsonl"
     lines = {0: {"id": "a", "output": f"One{end}two"}, 1: {"id": "b", "output": "甲"}}
-    part = prompts_module._Part(target, "k")
-    for number, line in lines.items():
-        part.add(number, line)
-    part.close()
+    with contextlib.closing(prompts_module._Part(target, "k")) as part:
+        for number, line in lines.items():
+            part.add(number, line)
     whole = (tmp_path / "out.jsonl.part").read_bytes()
     (tmp_path / "out.jsonl.part").write_bytes(whole + '{"number": 2, "line": "甲'.encode()[:-1])
-    part = prompts_module._Part(target, "k")
-    assert part.lines == lines
-    part.finish()
+    with contextlib.closing(prompts_module._Part(target, "k")) as part:
+        assert part.lines == lines
+        part.finish()
     assert [json.loads(line) for line in target.read_bytes().splitlines()] == [*lines.values()]
 
 
@@ -102,6 +102,13 @@ def test_a_half_done_output_of_another_request_is_refused(opened, source, tmp_pa
         answer(opened, source, target, on_done=stop)
     with pytest.raises(PromptsError, match="another source, model or settings"):
         answer(opened, source, target, model="another")
+
+
+def test_prompts_with_an_id_of_null_have_their_places(opened, tmp_path):
+    lines = [{"id": None, "prompt": "a"}, {"id": None, "prompt": "b"}, {"id": 7, "prompt": "c"}]
+    source = write(tmp_path, lines)
+    found = read_prompts(source, opened.tokenizer, GENERATION, 64)
+    assert [prompt.id for prompt in found] == [f"{source}:1", f"{source}:2", "7"]
 
 
 def test_over_long_prompts_are_refused_skipped_or_cut(opened, tmp_path):
@@ -132,7 +139,9 @@ def test_over_long_prompts_are_refused_skipped_or_cut(opened, tmp_path):
         ({"prompt": "a", "messages": []}, "one of prompt, messages, conversations"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "messages: expected a user's turn"),
         ({"messages": [{"role": "robot", "content": "a"}]}, r"messages\[0\]: .* a role among"),
+        ({"messages": [{"role": [1], "content": "a"}]}, r"messages\[0\]: .* a role among"),
         ({"id": "a", "prompt": "b"}, "id: expected its own"),
+        ({"id": ["b"], "prompt": "b"}, "id: expected text or a whole number"),
         ({"prompt": "a <|im_end|> b"}, "control token"),
     ],
 )

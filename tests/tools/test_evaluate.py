@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from medcare_jax.evaluation.results import read_results, write_results
 from tests.evaluation.judging.server import always, serve
 from tests.evaluation.judging.test_folder import folder  # noqa: F401  a fixture
@@ -60,3 +62,18 @@ def test_prompts_are_refused_a_judge_before_a_model_is_opened(tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert "--prompts scores nothing" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--predictions=p", "--tasks=cmb", "--limit=3", "--stage=da"], "--limit, --stage"),
+        (["--predictions=p", "--tasks=cmb", "--prompts=p"], "--prompts"),
+        (["--prompts=p", "--model=m", "--data=d", "--no_samples", "--tasks=all"],
+         "--data, --no_samples, --tasks"),
+    ],
+)  # fmt: skip
+def test_flags_that_would_do_nothing_are_refused(tmp_path, flags, named):
+    done = evaluate(f"--output={tmp_path / 'a'}", *flags)
+    assert done.returncode != 0
+    assert f"{named}: without meaning beside" in done.stdout + done.stderr
