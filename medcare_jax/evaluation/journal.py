@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medcare_jax.evaluation.results import SAMPLES_FILE, ResultsError, Sample
+from medcare_jax.evaluation.results import PAGE_FILE, SAMPLES_FILE, ResultsError, Sample
 from medcare_jax.files import PRIVATE, drafted
 
 JOURNAL_FILE = f"{SAMPLES_FILE}.part"
@@ -28,8 +28,8 @@ def write_samples(folder: Path, samples: Iterable[Sample]) -> None:
 
 
 def forget_samples(folder: Path) -> None:
-    """Takes samples and journal out of a folder whose results are, or will be, without them."""
-    for name in (SAMPLES_FILE, JOURNAL_FILE):
+    """Takes all text out of a folder whose results are without it: samples, journal, the page."""
+    for name in (SAMPLES_FILE, JOURNAL_FILE, PAGE_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -15,6 +15,7 @@ from medcare_jax.files import read_json, write_json
 FORMAT = 1
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.jsonl"
+PAGE_FILE = "report.html"
 
 Status = Literal["complete", "partial"]
 

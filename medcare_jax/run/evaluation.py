@@ -12,7 +12,13 @@ from medcare_jax.evaluation.journal import forget_samples
 from medcare_jax.evaluation.journal import write_samples as write_samples_file
 from medcare_jax.evaluation.predictions import score_predictions
 from medcare_jax.evaluation.report.evaluation_report import write_evaluation_report
-from medcare_jax.evaluation.results import Results, read_results, request_of, write_results
+from medcare_jax.evaluation.results import (
+    PAGE_FILE,
+    Results,
+    read_results,
+    request_of,
+    write_results,
+)
 from medcare_jax.evaluation.scoring import Rules
 from medcare_jax.evaluation.summaries import score_lines
 from medcare_jax.evaluation.tasks import load_tasks, task_name
@@ -151,7 +157,7 @@ def _tell(results: Results, folder: pathlib.Path | None, say: Callable[[str], No
     for line in score_lines(results):
         say(line)
     if folder is not None:
-        say(f"report: {folder / 'report.html'}")
+        say(f"report: {folder / PAGE_FILE}")
 
 
 def _refuse_other(folder: pathlib.Path, results: Results) -> None:

@@ -168,7 +168,8 @@ def test_without_samples_those_of_an_earlier_evaluation_go(
     subject, tasks, tmp_path, scripted, rules
 ):
     run(subject, tasks, tmp_path / "out")
-    (tmp_path / "out" / "samples.jsonl.part").write_text(SECRET)
+    for name in ("samples.jsonl.part", "report.html"):
+        (tmp_path / "out" / name).write_text(SECRET)
     run(subject, tasks, tmp_path / "out", BOTH._replace(rules=rules), write_samples=False)
     assert list(bytes_of(tmp_path / "out")) == ["results.json"]
 

@@ -36,6 +36,7 @@ from medcare_jax.evaluation.report.wording import (
     share_of_scale,
 )
 from medcare_jax.evaluation.results import (
+    PAGE_FILE,
     SAMPLES_FILE,
     Results,
     Sample,
@@ -65,7 +66,7 @@ def write_evaluation_report(folder: Path) -> tuple[Path, Path]:
     if has_samples := (folder / SAMPLES_FILE).is_file():
         samples = itertools.islice(read_samples(folder / SAMPLES_FILE), MOST_SAMPLES)
     results = in_table_order(results)
-    paths = folder / "report.md", folder / "report.html"
+    paths = folder / "report.md", folder / PAGE_FILE
     write_text(paths[0], markdown(results))
     shown = page(results, samples)
     if has_samples:  # as private as the samples themselves
