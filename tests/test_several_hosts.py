@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from medcare_jax import distributed
 from medcare_jax.training.history import read_history
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -38,7 +39,19 @@ def dialogues(tmp_path_factory):
 
 
 def start(workdir, dialogues, processes, *flags):
-    """The job, without evaluation, in so many processes."""
+    """The job on dialogues, without evaluation, in so many processes."""
+    data = (
+        "--config.icd10.make=False",
+        f"--config.mka.files=('{dialogues}',)",
+        f"--config.da.files=('{dialogues}',)",
+        "--config.data.rows=4",
+        "--config.checkpoint.every_steps=3",
+    )
+    return start_job(workdir, processes, *data, *flags)
+
+
+def start_job(workdir, processes, *flags):
+    """The tiny job in so many processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -51,11 +64,6 @@ def start(workdir, dialogues, processes, *flags):
                 str(ROOT / "tools" / "medcare.py"),
                 f"--config={ROOT / 'configs' / 'tiny.py'}",
                 f"--workdir={workdir}",
-                "--config.icd10.make=False",
-                f"--config.mka.files=('{dialogues}',)",
-                f"--config.da.files=('{dialogues}',)",
-                "--config.data.rows=4",
-                "--config.checkpoint.every_steps=3",
                 *(
                     ("--num_processes=1",)
                     if processes == 1
@@ -157,7 +165,11 @@ def test_a_killed_process_ends_the_others_and_the_command_goes_on(tmp_path, dial
     four = start(workdir, dialogues, 4)
     wait_for_step(workdir, "mka", 4, four)
     four[3].kill()
+    begin = time.monotonic()
     rest = [process.communicate(timeout=120)[1] for process in four[:3]]
+    seconds = time.monotonic() - begin
+    print(f"the others ended after {seconds:.1f} s")
+    assert seconds < distributed.HEARTBEAT_SECONDS
     assert [process.returncode for process in four[:3]] == [1, 1, 1], "\n\n".join(rest)
     assert all("another process of the run has ended" in text for text in rest)
     four[3].communicate()
