@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from medcare_jax import distributed
+from medcare_jax.evaluation.results import read_results
 from medcare_jax.training.history import read_history
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -175,6 +176,67 @@ def test_a_killed_process_ends_the_others_and_the_command_goes_on(tmp_path, dial
     four[3].communicate()
     finish(start(workdir, dialogues, 4))
     assert_same_run(workdir, alone)
+
+
+def read_samples(folder):
+    """What was answered, by task, protocol and item."""
+    lines = (folder / "samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    return {(each["task"], each["protocol"], each["id"]): each for each in samples}
+
+
+def numbers_of(details):
+    """Every float among by-products, in order."""
+    if isinstance(details, dict):
+        return [x for value in details.values() for x in numbers_of(value)]
+    if isinstance(details, list):
+        return [x for value in details for x in numbers_of(value)]
+    return [details] if isinstance(details, float) else []
+
+
+@pytest.mark.slow
+def test_when_the_first_process_is_killed_the_other_ends_too(tmp_path, dialogues):
+    """The service that all talk to dies with it, and what ends the other may be JAX itself."""
+    workdir = tmp_path / "run"
+    first, other = start(workdir, dialogues, 2)
+    wait_for_step(workdir, "mka", 2, (first, other))
+    first.kill()
+    begin = time.monotonic()
+    text = other.communicate(timeout=120)[1]
+    seconds = time.monotonic() - begin
+    print(f"the other ended after {seconds:.1f} s with {other.returncode}")
+    assert other.returncode != 0
+    assert seconds < distributed.HEARTBEAT_SECONDS
+    words = ("another process of the run has ended", "JAX distributed service detected fatal")
+    assert any(each in text for each in words), text[-3000:]
+    first.communicate()
+
+
+@pytest.mark.slow
+def test_two_processes_score_and_export_as_one_does(tmp_path):
+    """The tiny job as it is: scores of three states in both protocols, export, report."""
+    protocols = "--config.evaluation.protocols=('generate', 'likelihood')"
+    flags = (protocols, "--config.evaluation.write_samples=True")
+    finish(start_job(tmp_path / "one", 1, *flags))
+    finish(start_job(tmp_path / "two", 2, *flags))
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    for stage in ("base", "mka", "da"):
+        one, two = (tmp_path / name / "evaluation" / stage for name in ("one", "two"))
+        results = [read_results(folder) for folder in (one, two)]
+        if stage != "base":  # rounding differs after the first step, and so does the digest
+            for each in results:
+                assert len(each["model"].pop("digest")) == 64
+        assert results[0] == results[1]
+        assert results[0]["status"] == "complete"
+        wanted, found = read_samples(one), read_samples(two)
+        assert {protocol for _, protocol, _ in wanted} == {"generate", "likelihood"}
+        assert found.keys() == wanted.keys()
+        for name, sample in wanted.items():
+            assert found[name]["output"] == sample["output"], name
+            numbers = [numbers_of(each[name]["details"]) for each in (found, wanted)]
+            np.testing.assert_allclose(*numbers, rtol=1e-4, err_msg=str(name))
+    for report in ("report.md", "report.html"):
+        assert (tmp_path / "two" / report).stat().st_size > 0
 
 
 @pytest.mark.slow
