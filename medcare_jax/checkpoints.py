@@ -6,13 +6,12 @@ sha256 of each of its files, and a checkpoint without a matching manifest is set
 never used. The newest good one is taken.
 
     FOLDER/120/{state/, meta/, manifest.json}      a checkpoint after step 120
-    FOLDER/rejected/120/                           one that did not match its manifest
+    FOLDER/rejected/{120, 120.2}/                  those that did not match their manifest
 """
 
 import json
 import logging
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from medcare_jax.agreement import check_same, together
 from medcare_jax.files import file_digest, write_json
+from medcare_jax.rejected import set_aside
 from medcare_jax.sharding import path_name
 
 MANIFEST = "manifest.json"
@@ -203,10 +203,7 @@ def _set_aside_bad(folder: pathlib.Path) -> Iterator[str]:
         fault = find_fault(path)
         if fault is None:
             continue
-        target = folder / "rejected" / path.name
-        target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        path.rename(target)
+        target = set_aside(path, folder / "rejected" / path.name)
         message = f"checkpoint {path} is not used: {fault}; moved to {target}"
         logging.getLogger(__name__).warning(message)
         yield message

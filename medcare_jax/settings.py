@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
@@ -20,14 +21,22 @@ def _choose(where: str, value: str, allowed: tuple[str, ...]) -> None:
         raise SettingsError(f"{where} = {value!r}; allowed are {', '.join(allowed)}")
 
 
+def _finite(where: str, value: float) -> None:
+    """Raises unless the value is a number that can be computed with; NaN passes comparisons."""
+    if not math.isfinite(value):
+        raise SettingsError(f"{where} = {value}; must be a finite number")
+
+
 def _at_least(where: str, value: float, least: float) -> None:
     """Raises if the value is too small."""
+    _finite(where, value)
     if value < least:
         raise SettingsError(f"{where} = {value}; must be at least {least}")
 
 
 def _above(where: str, value: float, bound: float) -> None:
     """Raises unless the value is larger than the bound."""
+    _finite(where, value)
     if value <= bound:
         raise SettingsError(f"{where} = {value}; must be above {bound}")
 
@@ -233,6 +242,7 @@ class ConstraintSettings:
         _choose("side", self.side, ("input", "output", "both"))
         _choose("penalty_norm", self.penalty_norm, ("l1", "frobenius", "cosine"))
         _above("tolerance", self.tolerance, 0)
+        _finite("penalty_weight", self.penalty_weight)
         _at_least("activation_batches", self.activation_batches, 1)
         _at_least("retract_every", self.retract_every, 0)
         if not 0 < self.energy <= 1:
@@ -259,6 +269,11 @@ class ConstraintSettings:
     def is_exact(self) -> bool:
         """Whether the alignment stays in the complement, up to rounding."""
         return self.use_projection and self.strength == 1
+
+    @property
+    def is_penalty_idle(self) -> bool:
+        """Whether all of the penalty's slope lies in the subspace that is projected away."""
+        return self.use_penalty and self.is_exact and self.freeze_knowledge
 
     @property
     def use_penalty(self) -> bool:

@@ -99,6 +99,15 @@ def test_every_flipped_bit_is_noticed_and_the_previous_one_used(tmp_path, shardi
     assert (tmp_path / "rejected" / "2").is_dir()
 
 
+def test_what_was_set_aside_before_stays(tmp_path, sharding):
+    for text in ("first", "second"):
+        fill(tmp_path, sharding, [2])
+        (tmp_path / "2" / "stranger").write_text(text)
+        Checkpoints(tmp_path, keep=3).close()
+    kept = [tmp_path / "rejected" / name / "stranger" for name in ("2", "2.2")]
+    assert [path.read_text() for path in kept] == ["first", "second"]
+
+
 @pytest.mark.parametrize("damage", ["unsigned", "deleted", "added"])
 def test_unsigned_and_incomplete_are_set_aside(tmp_path, sharding, damage):
     fill(tmp_path, sharding, [1, 2])

@@ -75,6 +75,11 @@ RULES = [
     ("da.epochs", 0, "da.epochs = 0; must be at least 1"),
     ("da.max_steps", -1, "da.max_steps = -1; must be at least 0"),
     ("mka.learning_rate", -1e-4, "mka.learning_rate = -0.0001; must be at least 0"),
+    ("mka.learning_rate", float("nan"), "mka.learning_rate = nan; must be a finite number"),
+    ("da.clip_norm", float("inf"), "da.clip_norm = inf; must be a finite number"),
+    ("adapters.alpha", float("nan"), "adapters.alpha = nan; must be a finite number"),
+    ("constraint.penalty_weight", float("nan"), "penalty_weight = nan; must be a finite number"),
+    ("mka.weights", [float("nan")], "mka.weights = nan; must be a finite number"),
     ("mka.weight_decay", -1, "mka.weight_decay = -1.0; must be at least 0"),
     ("mka.clip_norm", -1, "mka.clip_norm = -1.0; must be at least 0"),
     ("mka.warmup_share", 1.5, "mka.warmup_share = 1.5; must be in [0, 1]"),
@@ -243,6 +248,22 @@ def test_ranks_are_those_of_the_paper():
 def test_the_kind_of_constraint(kind, projection, penalty):
     constraint = ConstraintSettings(kind=kind)
     assert (constraint.use_projection, constraint.use_penalty) == (projection, penalty)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_idle"),
+    [
+        ({}, True),
+        ({"basis": "svd", "side": "both", "penalty_norm": "cosine"}, True),
+        ({"strength": 0.9}, False),
+        ({"freeze_knowledge": False}, False),
+        ({"kind": "penalty"}, False),
+        ({"kind": "projection"}, False),
+    ],
+)
+def test_a_penalty_is_idle_where_all_of_its_slope_is_projected_away(changes, is_idle):
+    constraint = ConstraintSettings(**{"kind": "projection+penalty"} | changes)
+    assert constraint.is_penalty_idle == is_idle
 
 
 def test_settings_made_without_a_config_obey_the_same_rules():

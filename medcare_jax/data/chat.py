@@ -145,8 +145,9 @@ def encode_prompt(
         raise ValueError("expected plain text in every message, got a control token in one")
     try:
         text = _render(messages, tokenizer, template or _template_of(tokenizer), is_prompt=True)
-    except TemplateError as error:
-        raise ValueError("the chat template refuses these messages; check their roles") from error
+    except TemplateError:
+        problem = "the chat template refuses these messages; check their roles"
+        raise ValueError(problem) from None  # its own error may quote a message
     return np.array(_ids([text], tokenizer)[0], np.int32)
 
 
@@ -206,9 +207,10 @@ def _assistant_pieces(
         """The first messages, or the error that names this record."""
         try:
             return _render(messages[:count], tokenizer, template, is_prompt=is_prompt)
-        except TemplateError as error:
+        except TemplateError:
             problem = "the chat template refuses the order of the turns"
-            raise RecordError(record.location, "conversations", problem) from error
+            # Not from its own error, which may quote a message.
+            raise RecordError(record.location, "conversations", problem) from None
 
     text, done = render(len(messages), is_prompt=False), 0
     for count, (place, turn) in enumerate(turns, len(system)):

@@ -160,7 +160,8 @@ def make_batches(
 
     Raises:
       RecordError: A bad record with ``"stop"``, or a file without a good one.
-      ValueError: Settings that do not fit together, or nothing left to train on.
+      ValueError: Settings that do not fit together, a weight that chooses none of a file's
+        examples, or nothing left to train on.
     """
     weights = tuple(weights) or (1.0,) * len(files)
     _check_settings(files, weights, row_length, rows, epochs, over_long, seed)
@@ -172,13 +173,12 @@ def make_batches(
     )
     if not len(examples):
         raise ValueError(_nothing_left(reports, row_length))
+    _check_weights(reports)
     examples.join()
     counts = [report.kept for report in reports]
     plan: list[tuple[int, ...]] = []
     for epoch in range(epochs):
         plan += _plan_epoch(examples.lengths, counts, weights, row_length, (seed, epoch))
-    if not plan:
-        raise ValueError(f"the weights {list(weights)} choose no example of so few; raise them")
     placed = sum(int(examples.lengths[list(row)].sum()) for row in plan)
     report = DataReport(
         files=reports,
@@ -220,13 +220,32 @@ def _plan_epoch(
     random = np.random.default_rng(seed)
     chosen, first = [], 0
     for count, weight in zip(counts, weights, strict=True):
-        whole, part = int(weight), weight - int(weight)
-        drawn = random.permutation(count)[: round(part * count)]
+        whole, some = _times(count, weight)
+        drawn = random.permutation(count)[:some]
         chosen += [first + np.tile(np.arange(count), whole), first + drawn]
         first += count
     order = random.permutation(np.concatenate(chosen))
     rows = plan_rows(lengths[order].tolist(), row_length)
     return [tuple(order[list(rows[place])].tolist()) for place in random.permutation(len(rows))]
+
+
+def _times(count: int, weight: float) -> tuple[int, int]:
+    """How often an epoch has all of a file's examples, and how many it has once more."""
+    return int(weight), round((weight - int(weight)) * count)
+
+
+def _check_weights(reports: Sequence[FileReport]) -> None:
+    """Raises if a file has examples of which its weight chooses none, in no epoch.
+
+    Raises:
+      ValueError: Names file, weight and number of examples.
+    """
+    for report in reports:
+        if report.kept and not any(_times(report.kept, report.weight)):
+            raise ValueError(
+                f"{report.path}: weight {report.weight:g} chooses none of its {report.kept} "
+                f"examples; raise it above {0.5 / report.kept:.2g}, or leave the file out"
+            )
 
 
 def _fingerprint(

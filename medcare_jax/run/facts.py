@@ -51,6 +51,7 @@ def run_facts(
     facts |= {f"versions.{name}": version for name, version in versions().items()}
     return facts | {
         "base.digest": base_digest,
+        "base.dtype": settings.base.dtype,  # the digest is of the files, before any rounding
         "data.fingerprint": fingerprint,
         "seed": settings.seed,
         "stage.steps": steps,

@@ -86,7 +86,8 @@ def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: 
     display.line(f"base: {base.name}, {base.settings.num_layers} layers")
     data = open_data(settings, base.tokenizer, workdir, show_progress=display.is_live)
     display.line(outputs.data_summary(data))
-    for warning in outputs.data_warnings(data):
+    warnings = outputs.data_warnings(data) + outputs.constraint_warnings(settings.constraint)
+    for warning in warnings:
         display.line(f"WARNING: {warning}")
     return Run(settings, workdir, display, mesh, base, data)
 

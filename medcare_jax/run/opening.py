@@ -67,7 +67,7 @@ def open_folded(
     if kind == "run":
         found = open_model(hub.locate(path), stage=stage, step=step)
         trees = {name: tree for name, tree in found.trees.items() if name != NOISE}
-        params = fold(merge(trees), found.settings.adapters)
+        params = fold(merge(trees), found.settings.adapters, dtype=DTYPES[dtype])
         base = found.base
         name = f"{hub.locate(path).name} ({base.name})"
     elif stage or step is not None:

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,11 +22,12 @@ from medcare_jax.evaluation.tasks import PROTOCOLS, Protocol
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.folding import fold
 from medcare_jax.params import BASE, Tree, merge
+from medcare_jax.rejected import set_aside
 from medcare_jax.run.context import Run
 from medcare_jax.run.data import RunData
 from medcare_jax.run.facts import versions
 from medcare_jax.run.model_card import model_card
-from medcare_jax.settings import DTYPES, EvaluationSettings, Settings
+from medcare_jax.settings import DTYPES, ConstraintSettings, EvaluationSettings, Settings
 from medcare_jax.training.history import METRICS, read_history
 from medcare_jax.version import __version__
 
@@ -56,19 +56,48 @@ def data_warnings(data: RunData) -> list[str]:
     for name in STAGE_NAMES:
         report = data.report[name]
         for file in report["files"]:
-            if file["over_long"]:
-                verb = "dropped" if report["over_long"] == "drop" else "cut"
-                said.append(
-                    f"{file['over_long']} of {file['records']} dialogues of {file['path']} are "
-                    f"longer than data.row_length = {report['row_length']} tokens and are {verb}"
-                )
-            if file["bad_records"]:
-                said.append(f"{file['bad_records']} bad records of {file['path']} are left out")
+            said += _losses(file, over_long=report["over_long"], row_length=report["row_length"])
         if report["steps"] < _FEW_STEPS:
             said.append(
                 f"{name} has only {report['steps']} steps; raise {name}.epochs or lower data.rows"
             )
     return said
+
+
+def _losses(file: Mapping[str, Any], *, over_long: str, row_length: int) -> list[str]:
+    """What of a training file is not learned from, a line for each reason."""
+    said, of_all = [], f"of {file['records']} dialogues of {file['path']}"
+    # Every dialogue has an answer, so only cutting leaves one without a token to learn.
+    is_drop, emptied = over_long == "drop", file["without_target"]
+    if affected := file["over_long"] - emptied:
+        said.append(
+            f"{affected} {of_all} are longer than data.row_length = {row_length} tokens and are "
+            f"{'dropped' if is_drop else 'cut'}"
+        )
+    if emptied:
+        said.append(
+            f"{emptied} {of_all} have no token to learn in their first {row_length} and are "
+            "dropped; raise data.row_length"
+        )
+    if file["leading_turns"]:
+        said.append(
+            f"{file['leading_turns']} answers of {file['path']} stand before the first question "
+            "of their dialogue and are left out"
+        )
+    if file["bad_records"]:
+        said.append(f"{file['bad_records']} bad records of {file['path']} are left out")
+    return said
+
+
+def constraint_warnings(constraint: ConstraintSettings) -> list[str]:
+    """What a person should know of the constraint that was asked for; empty if all is well."""
+    if not constraint.is_penalty_idle:
+        return []
+    return [
+        f"constraint.kind = {constraint.kind!r} with strength 1 and frozen knowledge: the "
+        "projection removes all that the penalty asks for, so the penalty does nothing; lower "
+        "constraint.strength, or choose 'projection' or 'penalty' alone"
+    ]
 
 
 def _is_clean(data: RunData) -> bool:
@@ -190,9 +219,7 @@ def is_exported(path: pathlib.Path, asked: Mapping[str, Any], say: Callable[[str
         found, reason = {}, str(error)
     if all(found.get(name) == value for name, value in asked.items()):
         return True
-    aside = path.with_name(f"{path.name}.rejected")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
+    aside = set_aside(path, path.with_name(f"{path.name}.rejected"))
     say(f"WARNING: {path} is not used: {reason}; moved to {aside}, and written anew")
     return False
 

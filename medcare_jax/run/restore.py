@@ -160,10 +160,13 @@ class _Learned(NamedTuple):
 
 def _check_settings(workdir: pathlib.Path, settings: Settings, facts: Mapping[str, Any]) -> None:
     """Raises if `config.json` no longer says how the adapters were trained."""
+    said = {f"adapters.{name}": now for name, now in dataclasses.asdict(settings.adapters).items()}
+    # Checkpoints of earlier builds say nothing of the dtype; config.json alone remembers theirs.
+    said |= {"base.dtype": settings.base.dtype} if "base.dtype" in facts else {}
     changed = [
-        f"adapters.{name} was {facts[f'adapters.{name}']!r}, config.json says {now!r}"
-        for name, now in dataclasses.asdict(settings.adapters).items()
-        if facts[f"adapters.{name}"] != now
+        f"{name} was {facts[name]!r}, config.json says {now!r}"
+        for name, now in said.items()
+        if facts[name] != now
     ]
     if changed:
         raise CheckpointError(f"{workdir}: config.json was changed: {'; '.join(changed)}")

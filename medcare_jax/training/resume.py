@@ -20,6 +20,7 @@ class Change(enum.Enum):
 # Pattern of the fact -> what happens, and why. The first match counts.
 RESUME_TABLE: tuple[tuple[str, Change, str], ...] = (
     ("base.digest", Change.REFUSED, "the adapters were learned on other weights"),
+    ("base.dtype", Change.REFUSED, "the frozen weights would be rounded in another way"),
     ("data.fingerprint", Change.REFUSED, "the batches to come would not be those of this run"),
     ("adapters.*", Change.REFUSED, "the trees would have other shapes, scale or dropout"),
     ("constraint.*", Change.REFUSED, "the stage would be neither of the two experiments"),

@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: Batches done, int32.
-      skipped: How many of them were left out, int32: their loss or gradient was not finite.
+      skipped: How many of them were left out, int32: loss, gradient or update was not finite.
       learning: The adapter trees that learn, by component, float32.
       optimizer: State of the optax chain.
       basis: For each tree that learns under a constraint, its knowledge subspace; else empty.
@@ -100,9 +100,9 @@ def make_train_step(
     """The step `(state, frozen, batch) -> (state, metrics)`.
 
     Gradients exist for `state.learning` only. The loss is the mean over the target tokens of
-    the whole batch, however many microbatches it is cut into. A batch whose loss or gradient is
-    not finite is left out on the device: adapters and optimiser stay as they were, to the bit, and
-    only `step` and `skipped` count on.
+    the whole batch, however many microbatches it is cut into. A batch whose loss,
+    gradient or update is not finite is left out on the device: adapters and optimiser stay as they
+    were, to the bit, and only `step` and `skipped` count on.
 
     Args:
       decoder: The decoder with the stage's adapters.
@@ -125,8 +125,10 @@ def make_train_step(
             updates, optimizer_state = optimizer.update(
                 grads, state.optimizer, state.learning, basis=state.basis
             )
-        # A batch that gives no number must not reach Adam's moments, which would never forget it.
-        is_sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        # A batch that gives no number must not reach Adam's moments, which would never forget it,
+        # and an update that is none must not reach the adapters.
+        norms = (loss, grad_norm, optax.tree.norm(updates))
+        is_sound = jnp.all(jnp.isfinite(jnp.stack(norms)))
         learning, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(is_sound, new, old),
             (optax.apply_updates(state.learning, updates), optimizer_state),

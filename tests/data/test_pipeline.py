@@ -190,7 +190,7 @@ def test_a_batch_that_does_not_exist_is_refused(make):
         ({"weights": (1.0,)}, "expected 2 weights, one a file, got 1"),
         ({"weights": (1.0, 0.0)}, "weights over 0"),
         ({"weights": (1.0, float("nan"))}, "weights over 0"),
-        ({"weights": (0.001, 0.001)}, "choose no example"),
+        ({"weights": (1.0, 0.01)}, r"b\.json: weight 0\.01 chooses none of its 31 examples"),
         ({"row_length": 1}, "row_length of 2"),
         ({"rows": 0}, "rows and epochs"),
         ({"epochs": 0}, "rows and epochs"),

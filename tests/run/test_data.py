@@ -92,3 +92,23 @@ def test_warnings_name_what_is_lost(settings, tmp_path):
     assert "1 of 2 dialogues" in warnings[0]
     assert "data.row_length = 512 tokens and are dropped" in warnings[0]
     assert "mka has only 1 steps" in warnings[1]
+
+
+def test_warnings_tell_the_cut_from_those_left_without_a_target(settings, tmp_path):
+    path = tmp_path / "train.json"
+    long = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b" * 900}]
+    empty = [{"from": "human", "value": "a" * 900}, {"from": "gpt", "value": "b"}]
+    early = [{"from": "gpt", "value": "Hello"}, *long[:1], {"from": "gpt", "value": "c"}]
+    turns = [long, long, empty, early]
+    path.write_text(json.dumps([{"conversations": each} for each in turns]))
+    settings = with_files(settings, tmp_path, str(path))
+    data = dataclasses.replace(settings.data, over_long="cut")
+    said = data_warnings(
+        open_data(dataclasses.replace(settings, data=data), byte_tokenizer(), tmp_path)
+    )
+    assert "2 of 4 dialogues" in said[0]
+    assert "and are cut" in said[0]
+    assert "1 of 4 dialogues" in said[1]
+    assert "no token to learn" in said[1]
+    assert "1 answers of" in said[2]
+    assert "before the first question" in said[2]

@@ -19,7 +19,7 @@ def facts(with_constraint, **changes):
 def test_every_fact_has_a_row():
     known = facts(with_constraint=True)
     others = {name: "another" for name in known}
-    refused = {"base.digest", "data.fingerprint", "seed", "stage.steps"}
+    refused = {"base.digest", "base.dtype", "data.fingerprint", "seed", "stage.steps"}
     with pytest.raises(CheckpointError) as error:
         check_resume(others, known)
     for name in known:

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medcare_jax.orthogonality import extend_basis
+from medcare_jax.orthogonality import extend_basis, project_tree
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE
 from medcare_jax.run.job import ConstraintError, check_penalty
+from medcare_jax.run.outputs import constraint_warnings
 from medcare_jax.settings import ConstraintSettings
 from medcare_jax.training.stages import protected_basis
+from medcare_jax.training.step import penalty_of
 
 
 def lora(key, *, out=0.0):
@@ -34,3 +36,30 @@ def test_a_penalty_that_pulls_is_let_through(side, basis):
 def test_a_penalty_without_gradient_is_an_error(basis):
     with pytest.raises(ConstraintError, match="expected a norm above 0"):
         check(jax.tree.map(jnp.zeros_like, lora(0)), basis=basis)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("norm", ["l1", "frobenius", "cosine"])
+@pytest.mark.parametrize("side", ["input", "output", "both"])
+@pytest.mark.parametrize("basis", ["span", "svd"])
+def test_a_penalty_beside_a_projection_is_warned_of_where_it_moves_nothing(
+    side, basis, norm, strength
+):
+    settings = ConstraintSettings(
+        kind="projection+penalty", side=side, basis=basis, penalty_norm=norm, strength=strength
+    )
+    knowledge, learned = lora(0, out=0.5), lora(1)
+    learned["up_proj"]["lora_b"] = jax.random.normal(jax.random.key(2), (2, 3, 5))
+    found = {ALIGNMENT: extend_basis(protected_basis(knowledge, settings), learned)}
+    # Where the projection leaves the alignment: wholly outside, or only part of the way there.
+    alignment = project_tree({ALIGNMENT: learned}, found, strength=strength)
+
+    def penalty(tree):
+        return penalty_of(settings, {KNOWLEDGE: knowledge, **tree}, found)
+
+    slope = jax.grad(penalty)(alignment)
+    moved = project_tree(slope, found, strength=strength)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moved))
+    warned = constraint_warnings(settings)
+    assert bool(warned) == (strength == 1)
+    assert (largest < 1e-4) == bool(warned), largest

@@ -7,7 +7,8 @@ import pytest
 from medcare_jax.conversion.tensors import ConversionError
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS
 from medcare_jax.models.decoder import Decoder
-from medcare_jax.params import BASE, KNOWLEDGE, digest, merge
+from medcare_jax.models.folding import fold
+from medcare_jax.params import BASE, KNOWLEDGE, digest, flatten, merge
 from medcare_jax.run.opening import open_folded
 from medcare_jax.settings import ComputeSettings
 from tests.run.workdirs import make_workdir, write_base
@@ -42,6 +43,17 @@ def test_mka_at_a_step_is_the_base_with_its_knowledge_and_without_noise(made):
     np.testing.assert_allclose(ours, logits(live, params), rtol=0, atol=2e-5)
     other = logits(opened.decoder, open_folded(str(run.workdir)).params)
     assert np.abs(ours - other).max() > 1e-3, "the latest stage is another model"
+
+
+def test_folding_rounds_no_more_than_the_dtype_asked_for(made, tmp_path):
+    base, _ = made
+    run = make_workdir(tmp_path / "narrow", base, dtype="bfloat16")
+    opened = flatten(open_folded(str(run.workdir), stage="mka", step=2, dtype="float32").params)
+    params = merge({BASE: run.base.params, KNOWLEDGE: run.trees["mka", 2][KNOWLEDGE]})
+    exact = flatten(fold(params, run.settings.adapters, dtype=jnp.float32))
+    for path, leaf in opened.items():
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_array_equal(leaf, exact[path].astype(jnp.float32), err_msg=path)
 
 
 def test_what_is_no_whole_model_is_refused(made, tmp_path):

@@ -57,9 +57,12 @@ class Made(NamedTuple):
     trees: dict[tuple[str, int], dict[str, Any]]
 
 
-def make_workdir(workdir: pathlib.Path, base: Any = None, **constraint: Any) -> Made:
+def make_workdir(
+    workdir: pathlib.Path, base: Any = None, *, dtype: str = "float32", **constraint: Any
+) -> Made:
     """A finished tiny run: mka after steps 2 and 3 (its last), da after steps 1 and 4."""
     config = tiny.get_config()
+    config.base.dtype = dtype
     if base is not None:
         config.base.path = str(base)
     config.constraint.update(constraint)

@@ -15,6 +15,7 @@ DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "resume.md"
 # One fact for each row, and what has to happen when it changes; not read from the table.
 EXPECTED = {
     "base.digest": "refused",
+    "base.dtype": "refused",
     "data.fingerprint": "refused",
     "adapters.rank": "refused",
     "constraint.kind": "refused",

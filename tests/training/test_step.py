@@ -177,6 +177,17 @@ def test_a_finite_loss_with_an_infinite_gradient_is_left_out(batch):
     assert_same_bits(after.learning, state.learning)
 
 
+def test_an_update_that_is_no_number_leaves_no_trace(batch):
+    case = make_case()
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan if leaf.ndim else leaf, case.state.optimizer)
+    state = case.state._replace(optimizer=broken)
+    after, metrics = case.compiled(state, case.frozen, batch)
+    assert np.isfinite(metrics.loss)
+    assert np.isfinite(metrics.grad_norm)
+    assert after.skipped == 1
+    assert_same_bits(after.learning, state.learning)
+
+
 def assert_same_bits(found, expected):
     """Raises unless two trees are equal to the bit."""
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
