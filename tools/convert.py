@@ -8,9 +8,9 @@
         --config=configs/x.py [--as=alignment] [--resume_at=mka]
     python tools/convert.py --verify=DIR
 
-A source is a Hugging Face folder, a .gguf file, the workdir of a run, a checkpoint of the authors'
-code or a PEFT folder. Where a model is named, `ORG/NAME@REVISION` of the hub works too. See
-docs/formats.md.
+A source is a Hugging Face folder, a .gguf file, `embedded` (the demo's), the workdir of a run,
+a checkpoint of the authors' code or a PEFT folder. Where a model is named, `ORG/NAME@REVISION` of
+the hub works too. See docs/formats.md.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from medcare_jax.run.command import run
 from medcare_jax.settings import make_settings
 
-_SOURCE = flags.DEFINE_string("source", None, "What to convert: a path, or ORG/NAME@REVISION.")
+_SOURCE = flags.DEFINE_string("source", None, "What to convert: a path, `embedded` or ORG/NAME.")
 _TARGET = flags.DEFINE_string("target", None, "Folder to make; must not exist.")
 _TO = flags.DEFINE_enum(
     "to", None, ["huggingface", "peft", "reference", "checkpoint"], "What to make."
@@ -32,7 +32,7 @@ _FROM = flags.DEFINE_enum(
     ["huggingface", "gguf", "run", "reference", "peft"],
     "Kind of the source; unset: recognised.",
 )
-_BASE = flags.DEFINE_string("base", "", "Base model of an adapter: a path, or ORG/NAME@REVISION.")
+_BASE = flags.DEFINE_string("base", "", "Base model of an adapter, as --source.")
 _KEEP = flags.DEFINE_list(
     "keep", [], "Among attention, knowledge, noise, alignment; unset: all that can be kept."
 )

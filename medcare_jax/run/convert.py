@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from medcare_jax.conversion import bases, hub
+from medcare_jax.conversion import bases
 from medcare_jax.conversion.exports import (
     check_room,
     export_bytes,
@@ -32,7 +32,7 @@ from medcare_jax.conversion.sources import (
 from medcare_jax.conversion.tensors import DTYPES, ConversionError, cast, from_array
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE, NOISE, flatten
 from medcare_jax.run.restore import RunAdapters, check_base, read_adapters
-from medcare_jax.settings import MeshSettings, Settings
+from medcare_jax.settings import BaseSettings, MeshSettings, Settings
 from medcare_jax.sharding import make_mesh
 
 TARGETS = ("huggingface", "peft", "reference", "checkpoint")
@@ -43,11 +43,11 @@ class Conversion:
     """What is asked for; fields as the flags of `tools/convert.py`.
 
     Attributes:
-      source: A path, or a name of the hub.
+      source: A path, `embedded`, or a name of the hub.
       target: The folder to make.
       to: One of `TARGETS`.
       kind: A key of `KINDS`; empty: recognised.
-      base: Of an adapter; a path, or a name of the hub.
+      base: Of an adapter; a path, `embedded`, or a name of the hub.
       keep: Parts; empty: all that the target can hold.
       dtype: Of a folded export; empty: the base's.
       layout: Of a stage-2 reference folder.
@@ -87,14 +87,13 @@ def convert(asked: Conversion, say: Callable[[str], None]) -> None:
       FileNotFoundError: Something named is not there.
       ValueError, OSError: Of the readers and writers of the formats.
     """
-    path = hub.locate(asked.source)
+    path = bases.locate(BaseSettings(asked.source))
     kind = asked.kind or recognise(path)
     if asked.to not in KINDS[kind]:
         raise ConversionError(
             f"{path} is of kind {kind}, which becomes {' or '.join(KINDS[kind])}, not {asked.to}"
         )
-    if asked.to != "huggingface" and asked.dtype:
-        raise ConversionError("adapters keep float32, bit for bit; --dtype is for --to=huggingface")
+    _check_flags(asked, kind)
     check_room(asked.target, 0)
     source = _open(asked, path, kind)
     if asked.to == "checkpoint":
@@ -106,16 +105,33 @@ def convert(asked: Conversion, say: Callable[[str], None]) -> None:
     _tell(asked.target, say)
 
 
+def _check_flags(asked: Conversion, kind: str) -> None:
+    """Raises if something was asked for that means nothing for this source or target."""
+    if asked.to != "huggingface" and asked.dtype:
+        raise ConversionError("adapters keep float32, bit for bit; --dtype is for --to=huggingface")
+    if kind != "run" and (asked.stage or asked.step is not None):
+        raise ConversionError(f"{asked.source} is of kind {kind}; --stage and --step are of runs")
+    if asked.base and kind not in ("reference", "peft"):
+        raise ConversionError(
+            f"{asked.source} is of kind {kind} and brings its own base; --base is of adapters"
+        )
+
+
 def _open(asked: Conversion, path: pathlib.Path, kind: str) -> Source:
     """The source, of whichever kind."""
     if kind == "run":
         return open_run_source(path, asked.stage or None, asked.step)
-    base = hub.locate(asked.base) if asked.base else None
+    base = bases.locate(BaseSettings(asked.base)) if asked.base else None
     is_left_out = asked.keep and NOISE not in asked.keep
     drops_noise = is_left_out or (asked.to in ("huggingface", "peft") and NOISE not in asked.keep)
     source = open_source(path, kind, base, drop_noise=bool(drops_noise))
-    named = dataclasses.replace(source.base, name=hub.label(asked.base or asked.source))
-    return dataclasses.replace(source, name=hub.label(asked.source), base=named)
+    named = dataclasses.replace(source.base, name=_name(asked.base or asked.source))
+    return dataclasses.replace(source, name=_name(asked.source), base=named)
+
+
+def _name(path: str) -> str:
+    """What reports and cards call what a path stands for."""
+    return bases.name_of(BaseSettings(path))
 
 
 def _adopt(asked: Conversion, source: Source, say: Callable[[str], None]) -> None:

@@ -1,5 +1,8 @@
 """`medcare_jax` as a model of lm-evaluation-harness, from `--model_args pretrained=PATH`."""
 
+import difflib
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,6 +16,8 @@ from medcare_jax.run.subjects import Asked, open_subject
 from medcare_jax.settings import MeshSettings
 from medcare_jax.sharding import make_mesh
 
+# What the harness adds to every model's arguments.
+_OF_THE_HARNESS = ("device", "max_batch_size", "trust_remote_code")
 _ROWS = 8  # where the harness is left to choose
 
 
@@ -30,7 +35,7 @@ class OpenedLM(DecoderLM):
         dtype: str = "float32",
         batch_size: int | str | None = None,
         max_length: int | None = None,
-        **_: Any,
+        **others: Any,
     ) -> None:
         """Reads the model onto all devices.
 
@@ -44,8 +49,12 @@ class OpenedLM(DecoderLM):
           dtype: Of weights and arithmetic.
           batch_size: Rows at once; `auto` is 8.
           max_length: Tokens read at once; None: the model's context.
-          _: What the harness says to every model, of devices that jax finds itself.
+          others: What the harness says to every model, of devices that jax finds itself.
+
+        Raises:
+          ValueError: An argument that neither this model nor the harness knows.
         """
+        _check_names(others)
         asked = Asked(
             path=str(pretrained),
             base=base,
@@ -86,6 +95,18 @@ class OpenedLM(DecoderLM):
         """As `DecoderLM`, on the mesh."""
         with jax.set_mesh(self._mesh):
             return super().generate_until(requests, disable_tqdm)
+
+
+def _check_names(others: Iterable[str]) -> None:
+    """Raises for what is misspelt in `--model_args`, which would otherwise change nothing."""
+    known = [name for name in inspect.signature(OpenedLM).parameters if name != "others"]
+    for name in others:
+        if name not in _OF_THE_HARNESS:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"--model_args: medcare_jax knows no {name}; it knows {', '.join(known)}{hint}"
+            )
 
 
 def _end_ids(path: str) -> list[int]:

@@ -24,7 +24,7 @@ from medcare_jax.evaluation.results import Model
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.params import BASE, KNOWLEDGE, NOISE, Tree, digest, flatten, merge, unflatten
-from medcare_jax.run.restore import read_adapters
+from medcare_jax.run.restore import check_base, read_adapters
 from medcare_jax.settings import AdapterSettings, BaseSettings, ComputeSettings
 from medcare_jax.sharding import path_name, sharding_for
 
@@ -56,7 +56,8 @@ def open_subject(asked: Asked, mesh: Mesh) -> tuple[Subject, Model]:
 
     Raises:
       FileNotFoundError: Nothing is there.
-      ConversionError: Of no known kind; a part to keep that it has not.
+      ConversionError: Of no known kind; a part to keep that it has not; what was asked for is of
+        another kind.
       CheckpointError: A run without such a checkpoint, or with another base.
     """
     if asked.path == bases.EMBEDDED:
@@ -72,9 +73,10 @@ def open_subject(asked: Asked, mesh: Mesh) -> tuple[Subject, Model]:
 
 def _whole(asked: Asked, kind: str, mesh: Mesh) -> tuple[Subject, Model]:
     """A model without adapters."""
-    if asked.keep or asked.stage or asked.step is not None:
+    if asked.keep or asked.base or asked.stage or asked.step is not None:
         raise ConversionError(
-            f"{asked.path} is a whole model; --keep, --stage and --step are of runs and adapters"
+            f"{asked.path} is a whole model; --base is of adapters, --stage and --step are of "
+            "runs, --keep is of both"
         )
     base = _base(asked.path, asked, mesh)
     subject = _subject(asked, base, {BASE: base.params}, AdapterSettings())
@@ -83,17 +85,17 @@ def _whole(asked: Asked, kind: str, mesh: Mesh) -> tuple[Subject, Model]:
 
 def _run(asked: Asked, workdir: pathlib.Path, mesh: Mesh) -> tuple[Subject, Model]:
     """A run of ours at a stage and step, its adapters beside the weights as they were trained."""
+    if asked.base:
+        raise ConversionError(
+            f"{workdir} is a run, which names its own base; --base is of adapters"
+        )
     found = read_adapters(workdir, stage=asked.stage or None, step=asked.step)
     base = bases.load(
         dataclasses.replace(found.settings.base, dtype=asked.dtype),
         mesh,
         seed=found.settings.seed,
     )
-    if base.digest != found.base_digest:
-        raise ConversionError(
-            f"{workdir}: its base has digest {base.digest}, but it was trained on one of digest "
-            f"{found.base_digest}; put that base back"
-        )
+    check_base(found, base.digest)
     trees = dict(found.trees)
     parts = ({ATTENTION: trees.pop(ATTENTION)} if ATTENTION in trees else {}) | halves(
         trees.pop(KNOWLEDGE)
@@ -113,7 +115,11 @@ def _run(asked: Asked, workdir: pathlib.Path, mesh: Mesh) -> tuple[Subject, Mode
 
 def _adapters(asked: Asked, path: pathlib.Path, kind: str, mesh: Mesh) -> tuple[Subject, Model]:
     """Adapters of others, beside the weights where the ranks allow it, else added to them."""
-    base_path = hub.locate(asked.base) if asked.base else None
+    if asked.stage or asked.step is not None:
+        raise ConversionError(
+            f"{asked.path} holds adapters of others; --stage and --step are of runs"
+        )
+    base_path = bases.locate(BaseSettings(asked.base)) if asked.base else None
     source = open_source(path, kind, base_path, drop_noise=NOISE not in asked.keep)
     keep = _kept(asked, source.parts, path.name)
     base = _base(asked.base, asked, mesh)

@@ -1,9 +1,13 @@
 """What can be scored, by path: whole models, runs at a step, parts kept; the rest refused."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
+from medcare_jax.checkpoints import CheckpointError
 from medcare_jax.conversion.tensors import ConversionError
 from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
@@ -48,8 +52,9 @@ def test_a_folder_is_a_whole_model(mesh, base):
     subject, model = opened(mesh, base)
     assert (model["kind"], model["keep"], model["stage"]) == ("huggingface", [], None)
     assert set(split(subject.params)) == {"base"}
-    with pytest.raises(ConversionError, match="is a whole model"):
-        opened(mesh, base, keep=("alignment",))
+    for flag in ({"keep": ("alignment",)}, {"base": str(base)}, {"stage": "mka"}):
+        with pytest.raises(ConversionError, match="is a whole model"):
+            opened(mesh, base, **flag)
 
 
 @pytest.mark.parametrize(("stage", "step"), [("mka", 2), ("da", 4)])
@@ -80,6 +85,26 @@ def test_parts_may_be_kept_alone(mesh, made):
 def test_a_part_that_is_not_there_is_refused(mesh, made):
     with pytest.raises(ConversionError, match="has no alignment; it has attention, knowledge"):
         opened(mesh, made.workdir, stage="mka", keep=("alignment",))
+
+
+def test_a_run_with_another_base_is_refused(mesh, made, tmp_path):
+    run = shutil.copytree(made.workdir, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["base"]["path"] = str(shutil.copytree(config["base"]["path"], tmp_path / "base"))
+    (run / "config.json").write_text(json.dumps(config))
+    with (tmp_path / "base" / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(CheckpointError, match="put the base of the run back"):
+        opened(mesh, run)
+    with pytest.raises(ConversionError, match="--base is of adapters"):
+        opened(mesh, made.workdir, base=str(tmp_path / "base"))
+
+
+def test_adapters_have_no_stages(mesh, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for flag in ({"stage": "mka"}, {"step": 3}):
+        with pytest.raises(ConversionError, match="--stage and --step are of runs"):
+            opened(mesh, tmp_path, base="anywhere", **flag)
 
 
 def test_nothing_and_adapters_without_a_base_are_refused(mesh, tmp_path):

@@ -509,11 +509,24 @@ class TestBadInput:
             ("huggingface", ("--keep=knowledge",), "it has no adapters"),
             ("huggingface", ("--from=peft",), "name their base with --base"),
             ("huggingface", ("--from=reference", "--base=nowhere"), "is not there"),
+            ("huggingface", ("--base=anywhere",), "--base is of adapters"),
+            ("huggingface", ("--stage=mka",), "--stage and --step are of runs"),
+            ("huggingface", ("--step=3",), "--stage and --step are of runs"),
             ("checkpoint", ("--dtype=float16",), "--dtype is for --to=huggingface"),
         ],
     )
     def test_what_makes_no_sense(self, plain, refused, kind, arguments, message):
         assert message in refused(kind, plain, *arguments)
+
+    def test_the_embedded_model_by_its_name(self, plain, to, monkeypatch):
+        monkeypatch.setattr("medcare_jax.conversion.bases.find_embedded_model", lambda: plain)
+        out = to("huggingface", "embedded")
+        assert "SmolLM2-135M-Instruct" in (out / "README.md").read_text()
+        assert digest(load_base(out)[1]) == digest(load_base(plain)[1])
+
+    def test_a_run_names_its_own_base(self, made, refused):
+        run, base = made
+        assert "--base is of adapters" in refused("huggingface", run.workdir, f"--base={base}")
 
     def test_flags_that_do_not_go_together(self, convert):
         for arguments in ((), ("--verify=x", "--source=y"), ("--source=y", "--target=z")):
