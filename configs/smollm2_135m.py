@@ -26,9 +26,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.adapters.alpha = 16.0
     config.adapters.dropout = 0.0
     config.icd10.make = True
-    config.icd10.mka_knowledge = 150
-    config.icd10.mka_alignment = 30
-    config.icd10.da_alignment = 104
+    config.icd10.mka_knowledge = 140
+    config.icd10.mka_alignment = 28
+    config.icd10.da_alignment = 136
     config.icd10.test = 56
     config.data.row_length = 256
     config.data.rows = 6
