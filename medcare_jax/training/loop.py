@@ -54,7 +54,7 @@ class StageRun:
       total_steps: Where the stage ends.
       every_steps: Between checkpoints.
       keep: Checkpoints that stay.
-      max_skipped: Steps that may be left out because loss or gradient is not finite.
+      max_skipped: Steps that may be left out because loss, gradient or update is not finite.
       meta: Facts about the run that are saved with each checkpoint.
     """
 
