@@ -21,24 +21,16 @@ def _choose(where: str, value: str, allowed: tuple[str, ...]) -> None:
         raise SettingsError(f"{where} = {value!r}; allowed are {', '.join(allowed)}")
 
 
-def _finite(where: str, value: float) -> None:
-    """Raises unless the value is a number that can be computed with; NaN passes comparisons."""
-    if not math.isfinite(value):
-        raise SettingsError(f"{where} = {value}; must be a finite number")
-
-
 def _at_least(where: str, value: float, least: float) -> None:
-    """Raises if the value is too small."""
-    _finite(where, value)
-    if value < least:
-        raise SettingsError(f"{where} = {value}; must be at least {least}")
+    """Raises if the value is too small, or no finite number: NaN fails both comparisons."""
+    if not least <= value < math.inf:
+        raise SettingsError(f"{where} = {value}; must be at least {least}, and finite")
 
 
 def _above(where: str, value: float, bound: float) -> None:
-    """Raises unless the value is larger than the bound."""
-    _finite(where, value)
-    if value <= bound:
-        raise SettingsError(f"{where} = {value}; must be above {bound}")
+    """Raises unless the value is finite and larger than the bound."""
+    if not bound < value < math.inf:
+        raise SettingsError(f"{where} = {value}; must be above {bound}, and finite")
 
 
 def _share(where: str, value: float) -> None:
@@ -242,7 +234,7 @@ class ConstraintSettings:
         _choose("side", self.side, ("input", "output", "both"))
         _choose("penalty_norm", self.penalty_norm, ("l1", "frobenius", "cosine"))
         _above("tolerance", self.tolerance, 0)
-        _finite("penalty_weight", self.penalty_weight)
+        _at_least("penalty_weight", self.penalty_weight, 0)
         _at_least("activation_batches", self.activation_batches, 1)
         _at_least("retract_every", self.retract_every, 0)
         if not 0 < self.energy <= 1:
