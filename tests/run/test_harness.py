@@ -1,19 +1,11 @@
 """The registered model opens what the other commands open."""
 
 import dataclasses
-import warnings
 
 import pytest
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of the harness's many packages, not of ours
-    from lm_eval.api.registry import get_model
-
-    from medcare_jax.run.harness import OpenedLM
-
 from medcare_jax.conversion.bases import byte_tokenizer
 from medcare_jax.conversion.huggingface import load_tokenizer, save_huggingface
-from medcare_jax.evaluation.harness import DecoderLM
 from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
 from tests.evaluation.test_harness import Request
@@ -23,10 +15,17 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 
 def test_it_is_known_by_its_name():
+    from lm_eval.api.registry import get_model
+
+    from medcare_jax.run.harness import OpenedLM
+
     assert get_model("medcare_jax") is OpenedLM
 
 
 def test_arguments_open_the_model_on_all_devices(tmp_path):
+    from medcare_jax.evaluation.harness import DecoderLM
+    from medcare_jax.run.harness import OpenedLM
+
     sizes = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8, "vocab_size": 320}
     settings = dataclasses.replace(TINY["qwen2"], num_kv_heads=4, **sizes)
     decoder = Decoder(settings, TINY_ADAPTERS, NO_ADAPTERS, FLOAT32)
