@@ -255,10 +255,10 @@ def test_what_one_process_finds_wrong_all_say(tmp_path, dialogues):
 
 
 def test_fewer_processes_than_expected(tmp_path, dialogues):
-    started, missing = start(tmp_path / "run", dialogues, 2, "--join_timeout=20")
+    started, missing = start(tmp_path / "run", dialogues, 2, "--join_timeout=8")
     missing.kill()
     missing.communicate()
     text = finish([started], code=1)[0]
-    assert "waited 20 s, and not all processes have come: expected 2 at 127.0.0.1:" in text
+    assert "waited 8 s, and not all processes have come: expected 2 at 127.0.0.1:" in text
     assert "Traceback" not in text
     assert not (tmp_path / "run").exists()

@@ -36,8 +36,10 @@ def kernel(q, k, v, segments):
 
 @pytest.mark.parametrize(
     ("length", "heads", "kv_heads", "width"),
-    [(256, 2, 2, 128), (200, 4, 2, 64)],
-    ids=["blocks", "groups, padded rows and heads"],
+    [
+        pytest.param(256, 2, 2, 128, id="blocks", marks=pytest.mark.slow),
+        pytest.param(200, 4, 2, 64, id="groups, padded rows and heads"),
+    ],
 )
 def test_outputs_and_gradients_are_those_of_plain_attention(length, heads, kv_heads, width):
     *qkv, weights = draw(2, length, heads, kv_heads, width)

@@ -49,5 +49,7 @@ def test_arguments_open_the_model_on_all_devices(tmp_path):
 
 
 def test_a_misspelt_argument_is_refused_before_anything_is_opened():
+    from medcare_jax.run.harness import OpenedLM
+
     with pytest.raises(ValueError, match=r"knows no dytpe; .*did you mean dtype"):
         OpenedLM.create_from_arg_string("pretrained=nowhere,dytpe=bfloat16", {"device": "cpu"})
