@@ -1,5 +1,8 @@
 """The step against one written out: loss, gradient, constraint, dropout, mesh, donation."""
 
+import functools
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -341,24 +344,48 @@ def test_microbatches_take_every_so_manieth_row_and_a_key_each():
     assert seen[0][1] != seen[1][1]
 
 
+# data x fsdp x tensor, all of 1, 2, 4 and 8 devices.
+MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(sizes) <= 8]
+
+
+@functools.cache
+def ten_steps_alone(stage, kind):
+    """State and losses of ten steps on one device."""
+    state, metrics = make_case(stage, kind=kind).run(*[make_batch(sequences())] * 10)
+    return state, [float(each.loss) for each in metrics]
+
+
 @pytest.mark.parametrize(
     ("stage", "kind", "mesh"),
     [(MKA, "none", (2, 2, 2)), (DA, "projection", (1, 8, 1))],
     ids=["mka", "da"],
 )
 def test_ten_steps_on_eight_devices_are_those_of_one(batch, stage, kind, mesh):
+    assert_ten_steps_are_those_of_one(batch, stage, kind, mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "kind"), [(MKA, "none"), (DA, "projection")], ids=["mka", "da"])
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_ten_steps_on_every_mesh_are_those_of_one(batch, stage, kind, mesh):
+    assert_ten_steps_are_those_of_one(batch, stage, kind, mesh)
+
+
+def assert_ten_steps_are_those_of_one(batch, stage, kind, mesh):
+    """Losses, and adapters after the last step, within 1e-5 of those on one device."""
     case = make_case(stage, kind=kind)
-    expected, alone = case.run(*[batch] * 10)
-    mesh = make_mesh(MeshSettings(*mesh))
+    expected, alone = ten_steps_alone(stage, kind)
+    mesh = make_mesh(MeshSettings(*mesh), jax.devices()[: math.prod(mesh)])
     step, state, frozen = on_mesh(case, mesh, batch)
     batch = jax.device_put(Batch(*map(jnp.asarray, batch)), batch_sharding(mesh))
     losses = []
     for _ in range(10):
         state, metrics = step(state, frozen, batch)
         losses.append(float(metrics.loss))
-    np.testing.assert_allclose(losses, [m.loss for m in alone], rtol=1e-5)
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
     assert losses[-1] < 0.8 * losses[0]
-    assert not jax.tree.leaves(state.learning)[0].sharding.is_fully_replicated
+    is_whole = jax.tree.leaves(state.learning)[0].sharding.is_fully_replicated
+    assert is_whole == (mesh.shape["fsdp"] == 1)
     found, wanted = jax.device_get((state.learning, expected.learning))
     gap = optax.tree.norm(optax.tree.sub(found, wanted)) / optax.tree.norm(wanted)
     assert gap < 1e-5
