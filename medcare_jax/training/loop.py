@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -131,7 +130,7 @@ def _train(
     progress: Progress,
 ) -> TrainState:
     """The loop proper. A step's numbers are fetched while the next one runs."""
-    reader = _Reader(run, history, progress)
+    reader = _Reader(run, history, progress, skipped=int(jax.device_get(state.skipped)))
     for number, batch in enumerate(device_batches(run.batches, mesh, first), start=first + 1):
         state, metrics = step(state, run.frozen, batch)
         reader.read_pending()
@@ -156,8 +155,11 @@ def _train(
 class _Reader:
     """Fetches a step's metrics, checks them, and passes them on."""
 
-    def __init__(self, run: StageRun, history: History | None, progress: Progress) -> None:
+    def __init__(
+        self, run: StageRun, history: History | None, progress: Progress, *, skipped: int
+    ) -> None:
         self.pending: tuple[int, Metrics] | None = None
+        self._skipped = skipped  # by earlier steps
         self._run, self._history, self._progress = run, history, progress
         self._clock = time.perf_counter()
 
@@ -177,7 +179,10 @@ class _Reader:
         if self._history is not None:
             self._history.add(number, numbers)
         self._progress.update(number, numbers)
-        if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
+        # The step alone knows why it left a batch out: an update may be no number where loss and
+        # gradient are.
+        if numbers["skipped"] > self._skipped:
+            self._skipped = int(numbers["skipped"])
             self._note_skipped(number, numbers)
 
     def _note_skipped(self, number: int, numbers: dict[str, float]) -> None:
@@ -187,7 +192,8 @@ class _Reader:
         listed = self._run.folder / SKIPPED
         what = (
             f"step {number}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; "
-            f"expected finite numbers. The records of its batch are listed in {listed}"
+            "expected finite numbers, and a finite update. The records of its batch are listed in "
+            f"{listed}"
         )
         if numbers["skipped"] <= self._run.max_skipped:
             logging.getLogger(__name__).warning("%s; the step is left out", what)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,10 @@ from medcare_jax import distributed
 from medcare_jax.checkpoints import CheckpointError, find_fault
 from medcare_jax.distributed import StoppedEarly
 from medcare_jax.params import BASE, flatten, unflatten
+from medcare_jax.training import loop
 from medcare_jax.training.history import SKIPPED, read_history
 from medcare_jax.training.loop import NonFiniteLossError, run_stage
+from medcare_jax.training.step import Metrics
 from tests.training.runs import SECRET, state_digest, tiny_batches, tiny_mesh, tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -327,3 +330,27 @@ def test_sigterm_saves_ends_well_and_goes_on(tmp_path, left_alone_outside):
     assert saved_steps(folder)[-1] == step + 1
     assert finish(start(folder, 0.0))[0] == digest
     assert numbers_in(folder) == numbers_in(alone)
+
+
+def test_a_step_left_out_for_its_update_alone_is_noted_and_counted(tmp_path):
+    """Loss and gradient are finite; only the step's own count says that it was left out."""
+    noted = []
+    history = types.SimpleNamespace(
+        add=lambda *line: None, add_skipped=lambda step, records: noted.append((step, records))
+    )
+    run = types.SimpleNamespace(
+        schedule=lambda step: 0.0,
+        folder=tmp_path,
+        max_skipped=2,
+        batches=types.SimpleNamespace(record_ids=lambda batch: [("a", f"file:{batch}")]),
+    )
+    progress = types.SimpleNamespace(update=lambda *line: None)
+    reader = loop._Reader(run, history, progress, skipped=1)
+    zeros = dict.fromkeys(Metrics._fields, np.float32(0))
+    for step, skipped in ((5, 1), (6, 2), (7, 2)):
+        reader.pending = (step, Metrics(**zeros | {"skipped": np.float32(skipped)}))
+        reader.read_pending()
+    assert noted == [(6, [("a", "file:5")])]
+    reader.pending = (8, Metrics(**zeros | {"skipped": np.float32(3)}))
+    with pytest.raises(NonFiniteLossError, match="3 steps were left out, 2 may"):
+        reader.read_pending()
