@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.adapters.alpha = 16.0
     config.adapters.dropout = 0.0
     config.icd10.make = True
-    config.icd10.mka_knowledge = 140
+    config.icd10.mka_knowledge = 500
     config.icd10.mka_alignment = 28
     config.icd10.da_alignment = 136
     config.icd10.test = 56

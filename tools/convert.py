@@ -43,16 +43,18 @@ _DTYPE = flags.DEFINE_enum(
     "Of a folded model; unset: the base's own.",
 )
 _LAYOUT = flags.DEFINE_enum(
-    "layout", "final", ["final", "mid-run"], "Of a stage-2 folder of the authors' code."
+    "layout", None, ["final", "mid-run"], "Of a stage-2 folder of the authors' code; unset: final."
 )
-_SHARD_GIB = flags.DEFINE_float("shard_gib", 5.0, "Most GiB of weights in one file.", 1e-9)
+_SHARD_GIB = flags.DEFINE_float(
+    "shard_gib", None, "Most GiB of weights in one file; unset: 5.", 1e-9
+)
 _STAGE = flags.DEFINE_enum("stage", None, ["mka", "da"], "Of a run; unset: the latest it has.")
 _STEP = flags.DEFINE_integer("step", None, "Of that stage; unset: its newest good checkpoint.")
 _ROLE = flags.DEFINE_enum(
     "as", None, ["knowledge", "alignment"], "What an adapter becomes in a checkpoint."
 )
 _RESUME_AT = flags.DEFINE_enum(
-    "resume_at", "da", ["mka", "da"], "The stage that goes on from a checkpoint."
+    "resume_at", None, ["mka", "da"], "The stage that goes on from a checkpoint; unset: da."
 )
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run that goes on from a checkpoint.")
 _PUSH = flags.DEFINE_string("push", None, "Upload the export as ORG/NAME@BRANCH of the hub.")
@@ -80,12 +82,12 @@ def main() -> None:
         base=_BASE.value,
         keep=tuple(_KEEP.value),
         dtype=_DTYPE.value or "",
-        layout=_LAYOUT.value,
+        layout=_LAYOUT.value or "",
         shard_gib=_SHARD_GIB.value,
         stage=_STAGE.value or "",
         step=_STEP.value,
         role=_ROLE.value or "",
-        resume_at=_RESUME_AT.value,
+        resume_at=_RESUME_AT.value or "",
         settings=make_settings(_CONFIG.value) if _CONFIG.value else None,
     )
     convert(asked, print)

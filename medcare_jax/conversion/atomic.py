@@ -1,6 +1,7 @@
 """Folders that appear whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -20,7 +21,7 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
     The work happens in a hidden sibling (`.NAME.partial`): the same disk, so the last step is one
     rename. Everything is flushed to disk before it. After an error nothing is left behind; what a
-    killed process left is cleared by the next one.
+    killed process left is cleared by the next one, and what one at work has is left alone.
 
     Args:
       target: The folder to make; its parents are made too.
@@ -29,25 +30,65 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       The sibling to write into.
 
     Raises:
-      ConversionError: The target exists already, or its disk filled up; names the disk.
+      ConversionError: The target exists already, another process is writing it, or its disk
+        filled up; names the disk.
     """
     target = pathlib.Path(target).absolute()
+    _check_free(target)
+    partial = target.parent / f".{target.name}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    with _alone(partial, target):
+        try:
+            _empty(partial)
+            yield partial
+            for path in [*partial.rglob("*"), partial]:
+                _flush(path)
+            partial.rename(target)
+            _flush(target.parent)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and is_disk_full(error):
+                raise _full_disk(target, error) from error
+            raise
+
+
+@contextlib.contextmanager
+def _alone(partial: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
+    """Holds the system's lock of the folder that is to become the target."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        if not _lock(descriptor, partial):
+            _check_free(target)
+            raise ConversionError(
+                f"{target} is being written by another process; wait for it or name another target"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, partial: pathlib.Path) -> bool:
+    """Whether the folder could be locked, and still has the name under which it was opened."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), partial.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _check_free(target: pathlib.Path) -> None:
+    """Raises if the target is there."""
     if target.exists():
         raise ConversionError(f"{target} exists; name another target or remove it first")
-    partial = target.parent / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in [*partial.rglob("*"), partial]:
-            _flush(path)
-        partial.rename(target)
-        _flush(target.parent)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and is_disk_full(error):
-            raise _full_disk(target, error) from error
-        raise
+
+
+def _empty(folder: pathlib.Path) -> None:
+    """Removes what is in a folder, which itself stays, and the lock on it."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _full_disk(target: pathlib.Path, error: OSError) -> ConversionError:

@@ -44,6 +44,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _FLUSH_BYTES = 128 * 2**20
+_READ_BYTES = 8 * 2**20
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -325,11 +326,9 @@ def _lazy(
             part == slice(0, size) for part, size in zip(index[1:], shape[1:], strict=True)
         ):
             return _read_rows(path, offset, dtype, shape, index[0])
-        # Mapped anew for each read and copied: the pages are given back at once, so resident
-        # memory does not grow with the file, and nobody holds an array that the file can change.
-        mapped = np.memmap(path, dtype, mode="r", offset=offset, shape=shape or (1,))
-        block = np.array(mapped[index])
-        return block if shape else block.reshape(())
+        if not shape:
+            return _read_rows(path, offset, dtype, (1,), slice(0, 1)).reshape(())
+        return _read_parts(path, offset, dtype, shape, index)
 
     return LazyTensor(shape, dtype, read)
 
@@ -342,6 +341,21 @@ def _read_rows(
     count = max(rows.stop - rows.start, 0)
     data = np.fromfile(path, np.uint8, count=count * nbytes, offset=offset + rows.start * nbytes)
     return data.view(dtype).reshape(count, *shape[1:])
+
+
+def _read_parts(
+    path: pathlib.Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...], index: Index
+) -> np.ndarray:
+    """Parts of rows, by way of a few MiB of whole rows: a device's columns cost no more memory."""
+    rows, rest = index[0], index[1:]
+    sizes = [max(part.stop - part.start, 0) for part in index]
+    block = np.empty(sizes, dtype)
+    step = max(1, _READ_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
+    for start in range(rows.start, rows.stop, step):
+        some = slice(start, min(start + step, rows.stop))
+        here = slice(some.start - rows.start, some.stop - rows.start)
+        block[here] = _read_rows(path, offset, dtype, shape, some)[(slice(None), *rest)]
+    return block
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:

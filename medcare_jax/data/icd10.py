@@ -1,7 +1,8 @@
 """Demo tasks made from ICD-10-CM: what a small model can learn, and be judged on, within minutes.
 
-Knowledge-intensive questions (which chapter, block, title or category?) are answered by the *text*
-of an option, never by its letter. Alignment-required notes ask for diagnoses in a strict form.
+Knowledge-intensive questions (which chapter, block, title or category?) are answered by a text that
+they do not list; tests weigh it against three others. A list of options would be most of each
+dialogue's tokens and teach nothing. Alignment-required notes ask for diagnoses in a strict form.
 """
 
 import itertools
@@ -221,15 +222,14 @@ def _ask(
     words: Mapping[str, Sequence[str]],
     source: str = "icd10",
 ) -> list[Item]:
-    """Questions with four options, the right one at each place in turn."""
+    """Questions, and for each four texts to weigh, the right one at each place in turn."""
     places = {task: itertools.cycle(range(4)) for task in words}
     items = []
     for task, diagnosis in facts:
         answer = getattr(diagnosis, task)
         options = _distractors(deck, diagnosis, task)
         options.insert(next(places[task]), answer)
-        stem = deck.rng.choice(words[task]).format(diagnosis)
-        prompt = "\n- ".join([f"{stem} Answer with one of these:", *options])
+        prompt = deck.rng.choice(words[task]).format(diagnosis)
         items.append(_item(f"ki-{source}-{task}-{diagnosis.code}", prompt, answer, task))
         items[-1]["eval"]["options"] = options
     return items

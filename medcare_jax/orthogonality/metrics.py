@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from medcare_jax.orthogonality import decompositions
 from medcare_jax.orthogonality.leaves import (
     coordinates,
     energy,
@@ -77,13 +78,13 @@ def _measure(
     """Leak, largest cosine, mean squared cosine and rank left of each matrix of a stack."""
     gram = _gram(columns)
     inside = _gram(c)
-    values, vectors = jnp.linalg.eigh(gram)
+    values, vectors = decompositions.eigh(gram)
     is_direction = values > _GRAM_ROUNDING * values[..., -1:]
     scale = jnp.where(is_direction, jax.lax.rsqrt(jnp.where(is_direction, values, 1.0)), 0.0)
     turned = jnp.matmul(c, vectors * scale[..., None, :], precision=_HIGHEST)
-    squares = jnp.linalg.eigvalsh(_gram(turned))
+    squares = decompositions.eigvalsh(_gram(turned))
     squares = jnp.clip(squares, 0.0, 1.0)
-    left = jnp.linalg.eigvalsh(gram - inside)
+    left = decompositions.eigvalsh(gram - inside)
     left = jnp.where(left > _GRAM_ROUNDING * values[..., -1:], left, 0.0)
     return (
         jnp.sqrt(share(energy(c), energy(columns))),
@@ -149,9 +150,8 @@ def principal_cosines(
     shared = sorted(p for p in ours.keys() & theirs.keys() if ours[p].size and theirs[p].size)
     return {
         path: jnp.minimum(
-            jnp.linalg.svd(
-                jnp.einsum("...da,...db->...ab", ours[path], theirs[path], precision=_HIGHEST),
-                compute_uv=False,
+            decompositions.singular_values(
+                jnp.einsum("...da,...db->...ab", ours[path], theirs[path], precision=_HIGHEST)
             ),
             1.0,
         )
@@ -230,7 +230,7 @@ def effective_rank(tree: PyTree[Array], basis: PyTree[Array]) -> dict[str, Float
     outside = leaves_by_path(project_tree(tree, basis))
     ranks = {}
     for path, _, columns in coordinates(tree, basis):
-        values = jnp.linalg.svd(outside[path].astype(jnp.float32), compute_uv=False)
+        values = decompositions.singular_values(outside[path].astype(jnp.float32))
         # What rounding leaves of a matrix that lay wholly inside is no rank.
         floor = _ROUNDING * jnp.sqrt(energy(columns))[..., None]
         ranks[path] = _entropy_rank(jnp.where(values <= floor, 0.0, values))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from medcare_jax.orthogonality import decompositions
 from medcare_jax.orthogonality.leaves import (
     Side,
     constrained_shape,
@@ -103,10 +104,10 @@ def product_basis(
 
     def leading(path: str, leaf: Array) -> Array:
         partner = _partner_of(path, leaves)
-        q, own = jnp.linalg.qr(oriented(path, _checked(path, leaf)))
-        other = jnp.linalg.qr(oriented(partner, _checked(partner, leaves[partner])), mode="r")
+        q, own = decompositions.qr(oriented(path, _checked(path, leaf)))
+        _, other = decompositions.qr(oriented(partner, _checked(partner, leaves[partner])))
         core = jnp.einsum("...ar,...br->...ab", own, other, precision=_HIGHEST)
-        u, values, _ = jnp.linalg.svd(core, full_matrices=False)
+        u, values = decompositions.svd(core)
         is_kept = _counts(values, tolerance) & _reaches(values**2, energy)
         return _keep(jnp.matmul(q, u, precision=_HIGHEST), is_kept)
 
@@ -148,7 +149,7 @@ def covariance_basis(
                 f"{path}: expected a covariance [..., d, d], got shape {leaf.shape}; "
                 "build it with accumulate_covariance"
             )
-        values, vectors = jnp.linalg.eigh(_checked(path, leaf))
+        values, vectors = decompositions.eigh(_checked(path, leaf))
         values, vectors = jnp.flip(values, -1), jnp.flip(vectors, -1)
         is_kept = _counts(values, tolerance) & _reaches(jnp.maximum(values, 0.0), energy)
         return _keep(vectors, is_kept)
@@ -308,7 +309,7 @@ def _span(columns: Array, tolerance: float) -> Array:
     """An orthonormal basis ``[..., d, q]`` of the columns' span."""
     if columns.shape[-1] == 0:
         return columns
-    u, values, _ = jnp.linalg.svd(columns, full_matrices=False)
+    u, values = decompositions.svd(columns)
     return _keep(u, _counts(values, tolerance))
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -36,6 +36,13 @@ from medcare_jax.settings import BaseSettings, MeshSettings, Settings
 from medcare_jax.sharding import make_mesh
 
 TARGETS = ("huggingface", "peft", "reference", "checkpoint")
+_SHARD_GIB = 5.0
+# Flags that one target alone understands, and the fields that hold them.
+_OF_TARGETS = {
+    "huggingface": {"--shard_gib": "shard_gib"},
+    "reference": {"--layout": "layout"},
+    "checkpoint": {"--as": "role", "--resume_at": "resume_at", "--config": "settings"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +57,12 @@ class Conversion:
       base: Of an adapter; a path, `embedded`, or a name of the hub.
       keep: Parts; empty: all that the target can hold.
       dtype: Of a folded export; empty: the base's.
-      layout: Of a stage-2 reference folder.
-      shard_gib: Most GiB of weights in one file.
+      layout: Of a stage-2 reference folder; empty: `final`.
+      shard_gib: Most GiB of weights in one file; None: 5.
       stage: Of a run that is the source; empty: its latest.
       step: Of that stage; None: the newest good checkpoint.
       role: `knowledge` or `alignment`; what an adapter becomes in a checkpoint.
-      resume_at: The stage that goes on from a checkpoint, `mka` or `da`.
+      resume_at: The stage that goes on from a checkpoint, `mka` or `da`; empty: `da`.
       settings: Of the run that goes on from a checkpoint.
     """
 
@@ -66,12 +73,12 @@ class Conversion:
     base: str = ""
     keep: tuple[str, ...] = ()
     dtype: str = ""
-    layout: Layout = "final"
-    shard_gib: float = 5.0
+    layout: Layout | Literal[""] = ""
+    shard_gib: float | None = None
     stage: str = ""
     step: int | None = None
     role: str = ""
-    resume_at: str = "da"
+    resume_at: str = ""
     settings: Settings | None = None
 
 
@@ -109,6 +116,10 @@ def _check_flags(asked: Conversion, kind: str) -> None:
     """Raises if something was asked for that means nothing for this source or target."""
     if asked.to != "huggingface" and asked.dtype:
         raise ConversionError("adapters keep float32, bit for bit; --dtype is for --to=huggingface")
+    for target, flags in _OF_TARGETS.items():
+        for flag, field in flags.items():
+            if asked.to != target and getattr(asked, field) not in ("", None):
+                raise ConversionError(f"{flag} means nothing without --to={target}")
     if kind != "run" and (asked.stage or asked.step is not None):
         raise ConversionError(f"{asked.source} is of kind {kind}; --stage and --step are of runs")
     if asked.base and kind not in ("reference", "peft"):
@@ -151,7 +162,7 @@ def _adopt(asked: Conversion, source: Source, say: Callable[[str], None]) -> Non
         asked.target,
         asked.settings,
         role=role,
-        resume_at=asked.resume_at,
+        resume_at=asked.resume_at or "da",
         say=say,
     )
 
@@ -173,12 +184,12 @@ def _export(asked: Conversion, source: Source, say: Callable[[str], None]) -> No
             f"writes {nbytes / 2**30:.3f} GiB of weights to {asked.target}; the disk has "
             f"{free / 2**30:.1f} GiB free"
         )
-        shard_bytes = int(asked.shard_gib * 2**30)
+        shard_bytes = int((asked.shard_gib or _SHARD_GIB) * 2**30)
         export_huggingface(source, asked.target, dtype=dtype, shard_bytes=shard_bytes)
     elif asked.to == "peft":
         export_peft(source, asked.target)
     else:
-        export_reference(source, asked.target, layout=asked.layout)
+        export_reference(source, asked.target, layout=asked.layout or "final")
 
 
 def _tell(target: pathlib.Path, say: Callable[[str], None]) -> None:

@@ -1,10 +1,11 @@
 """A folder is there whole or not at all."""
 
+import os
 import pathlib
 
 import pytest
 
-from medcare_jax.conversion.atomic import new_folder
+from medcare_jax.conversion.atomic import _lock, new_folder
 from medcare_jax.conversion.tensors import ConversionError
 
 
@@ -45,3 +46,26 @@ def test_an_existing_target_is_refused_and_kept(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConversionError, match="exists; name another"), new_folder(tmp_path):
         pass
     assert (tmp_path / "kept").exists()
+
+
+def test_a_folder_that_another_is_writing_is_left_alone(tmp_path: pathlib.Path) -> None:
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "file").write_text("x")
+        with pytest.raises(ConversionError, match="being written by another process"):
+            with new_folder(tmp_path / "model"):
+                pass
+        assert (folder / "file").read_text() == "x"
+    assert (tmp_path / "model" / "file").read_text() == "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_lock_that_came_too_late_is_none(tmp_path: pathlib.Path) -> None:
+    """Who opened the folder before it took its name must not empty it afterwards."""
+    partial = tmp_path / ".model.partial"
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "file").write_text("x")
+        late = os.open(partial, os.O_RDONLY)
+    assert not _lock(late, partial)
+    partial.mkdir()  # and no more so when the next one writes under that name
+    assert not _lock(late, partial)
+    os.close(late)

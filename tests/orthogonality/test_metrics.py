@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,7 +162,7 @@ def test_no_matrix_of_the_width_of_the_model_is_decomposed():
     traced = str(jax.make_jaxpr(measure)(tree, basis))
     decomposed = [line for line in traced.splitlines() if "eigh[" in line or "svd[" in line]
     assert decomposed
-    assert all("f32[2,4,4]" in line for line in decomposed)
+    assert all(re.search(r"f32\[(2,)?4,4\]", line) for line in decomposed)
     control = str(jax.make_jaxpr(lambda a: jnp.linalg.svd(a))(tree["lora_a"]))
     assert any("300" in line for line in control.splitlines() if "svd[" in line)
 

@@ -513,6 +513,10 @@ class TestBadInput:
             ("huggingface", ("--stage=mka",), "--stage and --step are of runs"),
             ("huggingface", ("--step=3",), "--stage and --step are of runs"),
             ("checkpoint", ("--dtype=float16",), "--dtype is for --to=huggingface"),
+            ("checkpoint", ("--shard_gib=1",), "--shard_gib means nothing without --to=hugg"),
+            ("huggingface", ("--layout=mid-run",), "--layout means nothing without --to=ref"),
+            ("huggingface", ("--as=knowledge",), "--as means nothing without --to=checkpoint"),
+            ("huggingface", ("--resume_at=da",), "--resume_at means nothing without --to=che"),
         ],
     )
     def test_what_makes_no_sense(self, plain, refused, kind, arguments, message):
