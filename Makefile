@@ -1,5 +1,6 @@
 # Two commands do everything on a machine with Python 3.11 (or newer) and nothing else:
 #   make demo    a small real model goes through MKA and DA; report in runs/demo/report.html
+#   make install the environment that both commands below also set up
 #   make test    lint, types, tests, documentation examples
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,9 @@ CONFIG ?= configs/smollm2_135m.py
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint types doctest browser clean
+.PHONY: install demo test test-slow lint types doctest browser clean
+
+install: $(VENV)/demo
 
 demo: $(VENV)/demo
 	$(BIN)/python tools/medcare.py --config=$(CONFIG) --workdir=$(WORKDIR)

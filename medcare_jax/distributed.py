@@ -8,17 +8,17 @@ import contextlib
 import itertools
 import os
 import re
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
+
+from medcare_jax import interrupts
 
 # A process that has said nothing for this long is taken for dead, and all others end.
 HEARTBEAT_SECONDS = 60
@@ -78,7 +78,7 @@ def start(place: Place = ANYWHERE, *, wait_seconds: int = 300) -> None:
     """
     check_place(place)
     jax.config.update("jax_enable_preemption_service", True)
-    signal.signal(signal.SIGINT, _on_interrupt)
+    interrupts.watch()
     if place.num_processes == 1:
         _start_alone()
         return
@@ -202,12 +202,6 @@ def must_stop() -> bool:
     if jax.distributed.is_initialized() and not _is_stopping:
         _is_stopping = multihost_utils.reached_preemption_sync_point(next(_calls))
     return _is_stopping
-
-
-def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C asks for a saved stop, as SIGTERM does; a second one ends the process at once."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_first() -> bool:

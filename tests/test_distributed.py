@@ -84,15 +84,3 @@ while not distributed.must_stop() and time.monotonic() < deadline:
 print(distributed.must_stop())
 """
     assert in_a_process(program) == ["False", "True"]
-
-
-def test_a_second_interrupt_ends_at_once():
-    program = """
-os.kill(os.getpid(), signal.SIGINT)
-try:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("ended")
-"""
-    assert in_a_process(program) == ["ended"]

@@ -17,8 +17,8 @@ import pytest
 
 from medcare_jax.evaluation.results import read_results
 from medcare_jax.training.history import read_history
+from tests import quick
 
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAGES = ("mka", "da")
 
@@ -35,7 +35,7 @@ def command(workdir, *flags):
 
 def environment():
     """One CPU device, as a laptop has."""
-    return {**os.environ, "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "XLA_FLAGS": quick.FLAGS, "JAX_PLATFORMS": "cpu"}
 
 
 def run(workdir, *flags):

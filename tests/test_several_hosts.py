@@ -20,10 +20,10 @@ from safetensors.numpy import load_file
 from medcare_jax import distributed
 from medcare_jax.evaluation.results import read_results
 from medcare_jax.training.history import read_history
+from tests import quick
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DEVICES = 4  # of the whole run, however many processes share them
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def start_job(workdir, processes, *flags):
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     devices = f"--xla_force_host_platform_device_count={DEVICES // processes}"
-    environ = {**os.environ, "XLA_FLAGS": f"{QUICK} {devices}", "JAX_PLATFORMS": "cpu"}
+    environ = {**os.environ, "XLA_FLAGS": f"{quick.FLAGS} {devices}", "JAX_PLATFORMS": "cpu"}
     return [
         subprocess.Popen(
             [

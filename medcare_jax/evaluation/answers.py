@@ -3,10 +3,13 @@
 import json
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Format = Literal["code_title", "json"]
-FORMATS: tuple[Format, ...] = ("code_title", "json")
+FORMATS: dict[Format, str] = {
+    "code_title": "one line `CODE | title`",
+    "json": 'a list of {"code", "title"}',
+}
 
 # Latin and Chinese punctuation behind the letter, as exams print it.
 _OPTION_LINE = re.compile(r"^([A-Z])\s*[.．、:：)）]\s*(\S.*?)\s*$", re.MULTILINE)
@@ -68,10 +71,7 @@ def parse_diagnoses(text: str, form: Format) -> tuple[Diagnosis, ...] | None:
     if form == "code_title":
         match = _CODE_TITLE.fullmatch(text.strip())
         return (Diagnosis(*match.groups()),) if match else None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    value = read_structure(text)
     if not isinstance(value, list) or not value or not all(map(_is_diagnosis, value)):
         return None
     return tuple(Diagnosis(entry["code"], entry["title"]) for entry in value)
@@ -85,6 +85,20 @@ def _is_diagnosis(entry: object) -> bool:
         and all(isinstance(value, str) and value.strip() for value in entry.values())
         and re.fullmatch(_CODE, entry["code"]) is not None
     )
+
+
+def read_structure(text: str) -> dict[str, Any] | list[Any] | None:
+    """The object or list of a JSON text, or None if it is none.
+
+    Examples:
+      >>> read_structure('{"level": 2}'), read_structure("2"), read_structure("level 2")
+      ({'level': 2}, None, None)
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list) else None
 
 
 def parse_entities(text: str, types: Sequence[str], language: str) -> list[dict[str, str]] | None:

@@ -2,7 +2,12 @@
 
 from typing import Any, NamedTuple
 
-from medcare_jax.evaluation.answers import parse_diagnoses, parse_entities, parse_section
+from medcare_jax.evaluation.answers import (
+    parse_diagnoses,
+    parse_entities,
+    parse_section,
+    read_structure,
+)
 from medcare_jax.evaluation.items import Item
 from medcare_jax.evaluation.scoring import Rules, choice
 from medcare_jax.evaluation.scoring import cblue_score as cblue
@@ -105,6 +110,17 @@ def _summary(spec: TaskSpec, item: Item, output: str, rules: Rules) -> Grade:
     return Grade(output.strip() or None, dict(scored._asdict()))
 
 
+def _text(spec: TaskSpec, item: Item, output: str, rules: Rules) -> Grade:
+    """Just the gold; if that is an object or list of JSON, any way of writing it."""
+    said, gold = output.strip(), item.gold.strip()
+    wanted = read_structure(gold)
+    if wanted is None:
+        return Grade(said or None, {"exact_match": int(said == gold)})
+    found = read_structure(said)
+    scores = {"exact_match": int(found == wanted), "valid_format": int(found is not None)}
+    return Grade(found, dict(scores))
+
+
 def _open(spec: TaskSpec, item: Item, output: str, rules: Rules) -> Grade:
     """A judge marks it later."""
     return Grade(output.strip() or None, {})
@@ -119,6 +135,7 @@ _GRADERS = {
     "label": _label,
     "section": _section,
     "summary": _summary,
+    "text": _text,
     "open": _open,
 }
 

@@ -10,6 +10,7 @@
 | label | one of the choices | the choice |
 | section | header and text of a section of a note | `{"section_header", "section_text"}` |
 | summary | a short text | text |
+| text | just this text, or just this JSON | text |
 | open | an answer that a judge marks | text |
 """
 
@@ -22,7 +23,16 @@ from medcare_jax.evaluation.answers import FORMATS, option_lines, parse_diagnose
 from medcare_jax.evaluation.scoring.cblue_parse import PARSERS, parse
 
 Family = Literal[
-    "exam", "options", "diagnoses", "findings", "cblue", "label", "section", "summary", "open"
+    "exam",
+    "options",
+    "diagnoses",
+    "findings",
+    "cblue",
+    "label",
+    "section",
+    "summary",
+    "text",
+    "open",
 ]
 
 
@@ -64,7 +74,8 @@ def read_item(record: Record, family: Family) -> Item:
       RecordError: its gold is missing or is not what the family asks for.
     """
     if record.evaluation is None:
-        raise RecordError(record.location, "eval", "expected an object, the gold; got none")
+        problem = 'expected an object with the gold, such as {"answer": ...}; got none'
+        raise RecordError(record.location, "eval", problem)
     if record.turns[-1].role != "gpt" or record.turns[-2].role != "human":
         raise RecordError(record.location, "conversations", "expected a prompt, then its gold")
     facts = record.evaluation
@@ -119,7 +130,8 @@ def _diagnoses(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
     for form in FORMATS:
         if facts.get("format") == form:
             if parse_diagnoses(gold, form) is None:
-                raise RecordError(record.location, "eval.answer", f"is not in format {form}")
+                problem = f"expected the demo's format {form}: {FORMATS[form]}"
+                raise RecordError(record.location, "eval.answer", problem)
             return item._replace(gold=gold, choices=(form,))
     raise RecordError(record.location, "eval.format", f"expected one of {', '.join(FORMATS)}")
 
@@ -187,6 +199,7 @@ READERS: dict[Family, Callable[[Record, Mapping[str, Any], Item], Item]] = {
     "label": _label,
     "section": _section,
     "summary": _summary,
+    "text": _summary,
     "open": _open,
 }
 """By family, from a record, its gold and an item without any to the item with it."""

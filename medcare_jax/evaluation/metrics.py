@@ -1,5 +1,6 @@
 """Scores with 95 % intervals, and paired tests. NumPy only."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -146,7 +147,8 @@ def paired_p_value(before: Sequence[float], after: Sequence[float], *, seed: int
     """The two-sided p-value that two models score alike on the same items.
 
     McNemar's exact test for outcomes 0 or 1. For others a permutation test: if nothing changed,
-    the sign of each item's difference is a fair coin.
+    the sign of each item's difference is a fair coin. All signs are tried where items are few, so
+    that no p-value is smaller than they can give; of more items, 2,000 draws.
 
     Args:
       before: one model's outcome per item.
@@ -169,12 +171,16 @@ def paired_p_value(before: Sequence[float], after: Sequence[float], *, seed: int
     change = change[change != 0]
     if not change.size:
         return 1.0
+    least = abs(change.sum()) * (1 - 1e-12)
+    if 2**change.size <= _RESAMPLES:
+        signs = np.array(list(itertools.product([-1.0, 1.0], repeat=change.size)))
+        return float((abs(signs @ change) >= least).mean())
     random = np.random.default_rng(seed)
     sums = [
         abs(random.choice([-1.0, 1.0], size=(_AT_ONCE, change.size)) @ change)
         for _ in range(0, _RESAMPLES, _AT_ONCE)
     ]
-    as_large = np.concatenate(sums) >= abs(change.sum()) * (1 - 1e-12)
+    as_large = np.concatenate(sums) >= least
     return float((as_large.sum() + 1) / (as_large.size + 1))
 
 

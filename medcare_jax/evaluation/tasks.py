@@ -102,6 +102,7 @@ TASKS: dict[str, TaskSpec] = {
     "mts_dialog": _written("MTS-Dialog", "MTS-Dialog", "en", "section", "rouge_l", 256),
     "meqsum": _written("MeQSum", "MeQSum", "en", "summary", "rouge_l", 64),
     "medabs": _written("Medical abstracts", "MedAbstractsTC", "en", "label", "accuracy", 32),
+    "exact": _written("Exact answers", "exact", "en", "text", "exact_match", 256),
     "icd10_coding": _written("ICD-10-CM coding", "coding", "en", "diagnoses", "exact_match", 128),
 }
 

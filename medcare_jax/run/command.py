@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from medcare_jax import distributed
+from medcare_jax import distributed, interrupts
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
@@ -15,8 +15,9 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error
 def run(main: Callable[[], None]) -> None:
     """Parses flags and calls `main`.
 
-    Exit code 0 also when the process was told to end and has saved; 1 with a message on one
-    screen for what the user can mend; a traceback for anything else, which is a defect of ours.
+    Exit code 0 also when the process was told to end and has saved; 130 when Ctrl-C told it; 1
+    with a message on one screen for what the user can mend; a traceback for anything else, which
+    is a defect of ours.
     """
     app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
 
@@ -42,10 +43,12 @@ def _guarded(main: Callable[[], None], argv: list[str]) -> None:
         main()
     except distributed.StoppedEarly as stop:
         print(f"{stop}. The same command goes on from there.", file=sys.stderr)
+        if interrupts.came():
+            sys.exit(interrupts.CODE)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        distributed.abandon(130)
-        sys.exit(130)
+        distributed.abandon(interrupts.CODE)
+        sys.exit(interrupts.CODE)
     except Exception as error:
         is_explained = _explain(error)
         distributed.abandon(1)

@@ -80,6 +80,8 @@ class Bar:
             self._console.print(f"{self._name}: done already, {step} steps")
         elif step:
             self._console.print(f"{self._name}: going on from step {step} of {self._total}")
+        if step != self._total and not self._console.is_terminal:
+            self._console.print(f"{self._name}: compiling")
         self._progress.update(self._task, completed=step)
 
     def update(self, step: int, numbers: dict[str, float]) -> None:

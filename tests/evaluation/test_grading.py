@@ -41,6 +41,19 @@ def test_formats_and_exact_answers_are_told_apart():
         assert tuple(found.scores.values()) == scores
 
 
+def test_exact_answers_are_texts_or_json():
+    assert graded("exact", " Yes.\n", "Yes.").scores == {"exact_match": 1}
+    assert graded("exact", "yes.", "Yes.").scores == {"exact_match": 0}
+    gold = '{"level": 2, "tests": ["ECG"]}'
+    for output, scores in [
+        ('{"tests":["ECG"],  "level": 2}', (1, 1)),
+        ('{"level": 3, "tests": ["ECG"]}', (0, 1)),
+        ("level 2", (0, 0)),
+        ("2", (0, 0)),
+    ]:
+        assert tuple(graded("exact", output, gold).scores.values()) == scores
+
+
 def test_entities_are_counted():
     output = "They are:\nDisease entity: flu; cold"
     found = graded("ner", output, [ENTITY], choices=("Disease",))

@@ -42,6 +42,7 @@ def test_entities_sections_labels_summaries_and_open_answers():
     )
     assert read_item(parsed("?", "x", answer_choices=["x", "y"]), "label").gold == "x"
     assert read_item(parsed("?", "Short."), "summary").gold == "Short."
+    assert read_item(parsed("?", '{"level": 2}'), "text").gold == '{"level": 2}'
     open_ = read_item(parsed("?", "Long.", description="d", question="q", solution="s"), "open")
     assert (open_.gold, open_.facts) == (
         "s",
@@ -75,6 +76,7 @@ def test_cblue_gold_is_read_from_the_text():
         ("label", SECRET, {"answer_choices": ["x"]}, "eval.answer"),
         ("section", "x", {"answer_choices": ["x"]}, "eval.answer"),
         ("summary", "x", {"answer": None}, "eval.answer"),
+        ("text", "x", {"answer": {"level": 2}}, "eval.answer"),
     ],
 )
 def test_an_item_without_usable_gold_is_refused(family, answer, gold, field):

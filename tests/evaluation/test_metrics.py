@@ -122,3 +122,7 @@ def test_a_paired_test_of_numbers_is_by_permutation():
     assert p == pytest.approx(np.mean(as_large), abs=0.03)
     with pytest.raises(ValueError, match="got 2 and 1"):
         paired_p_value([0.5, 0.2], [0.5])
+
+
+def test_few_items_cannot_give_a_smaller_p_value_than_their_signs():
+    assert paired_p_value([0.1] * 6, [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]) == 2 / 64

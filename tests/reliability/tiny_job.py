@@ -21,11 +21,10 @@ import orbax.checkpoint as ocp
 from medcare_jax.checkpoints import find_fault
 from medcare_jax.data.icd10 import write_icd10_tasks
 from medcare_jax.training.history import read_history
+from tests import quick
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STAGES = ("mka", "da")
-# Nothing is optimised, and what was compiled once is compiled for all.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 _SIZES = {
     "base.random.num_hidden_layers": 1,
     "data.rows": 1,
@@ -61,7 +60,7 @@ def warm(cache: pathlib.Path, **environment: str) -> Iterator[Warm]:
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": _FLAGS,
+            "XLA_FLAGS": quick.FLAGS,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+from tests import quick
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = (
     "--config.seeds=(0,)",
@@ -30,7 +31,7 @@ def command(workdir, *flags):
 
 
 def environment():
-    return {**os.environ, "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "XLA_FLAGS": quick.FLAGS, "JAX_PLATFORMS": "cpu"}
 
 
 def run(workdir, *flags):

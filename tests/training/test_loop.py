@@ -25,6 +25,7 @@ from medcare_jax.training import loop
 from medcare_jax.training.history import SKIPPED, read_history
 from medcare_jax.training.loop import NonFiniteLossError, run_stage
 from medcare_jax.training.step import Metrics
+from tests import quick
 from tests.training.runs import SECRET, state_digest, tiny_batches, tiny_mesh, tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -265,11 +266,11 @@ def test_a_run_with_other_settings_is_refused(left_alone):
 
 def start(folder, pause):
     """The stage as a process of its own."""
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=2 {quick.FLAGS}"
     return subprocess.Popen(
         [sys.executable, "-m", "tests.training.runs", f"--folder={folder}", f"--pause={pause}"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": f"{flags} --xla_cpu_use_fusion_emitters=false"},
+        env={**os.environ, "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
