@@ -1,5 +1,6 @@
 """How a command of tools/ begins and ends: flags, warnings that are noise, errors on one screen."""
 
+import re
 import sys
 import traceback
 import warnings
@@ -29,8 +30,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError, OSError, ValueError, flags.Error) as error:
         reason = str(error.args[0] if error.args else error).strip("'\"")
         reason = reason.replace("\\n", "\n").replace("\\'", "'")
-        print(f"\n{type(error).__name__}: {reason}", file=sys.stderr)
+        print(f"\n{_what_is_wrong(error, argv)}: {reason}", file=sys.stderr)
         sys.exit(1)
+
+
+def _what_is_wrong(error: Exception, argv: list[str]) -> str:
+    """What an error of the flags is about, by the whole name of a key if one of them is meant."""
+    keys = [arg.split("=", 1)[0] for arg in argv if arg.startswith("--config.")]
+    meant = [key for key in keys if re.search(rf"\\'{key.rsplit('.', 1)[1]}\\'", str(error))]
+    return f"no such key, {meant[0]}" if meant else type(error).__name__
 
 
 def _guarded(main: Callable[[], None], argv: list[str]) -> None:

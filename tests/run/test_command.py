@@ -1,10 +1,12 @@
 """How a command ends: what the user can mend is one screen, our own defects are not hidden."""
 
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
+ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = """
 from medcare_jax.run.command import run
 from medcare_jax.distributed import StoppedEarly
@@ -52,3 +54,12 @@ def test_words_that_are_no_flags_are_refused():
     done = end_with("ValueError('never reached')", "config")
     assert done.returncode == 1
     assert "unexpected argument 'config'" in done.stderr
+
+
+def test_a_misspelt_key_is_named_whole():
+    line = [sys.executable, "tools/medcare.py", "--config=configs/tiny.py", "--workdir=unused"]
+    line += ["--config.seed=3", "--config.constraint.kindd=penalty"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no such key, --config.constraint.kindd" in done.stderr
+    assert 'Did you mean "kind"' in done.stderr
