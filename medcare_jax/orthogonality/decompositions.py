@@ -7,7 +7,7 @@ task and waits for nobody. Accelerators take the stack whole.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +23,22 @@ def eigh(matrices: Float[Array, "... n n"]) -> tuple[Float[Array, "... n"], Arra
     >>> eigh(jnp.diag(jnp.array([3.0, 2.0])))[0].tolist()
     [2.0, 3.0]
     """
-    return _apply(lambda x: tuple(jnp.linalg.eigh(x)), matrices)
+    return _apply(_eigh, matrices)
 
 
 def eigvalsh(matrices: Float[Array, "... n n"]) -> Float[Array, "... n"]:
     """Eigenvalues of symmetric matrices, ascending."""
-    return _apply(lambda x: jnp.linalg.eigvalsh(x), matrices)  # noqa: PLW0108 - UPLO is no array
+    return _apply(_eigvalsh, matrices)
 
 
 def qr(matrices: Float[Array, "... d n"]) -> tuple[Array, Array]:
     """Q ``[..., d, min(d, n)]`` and R of matrices."""
-    return _apply(lambda x: tuple(jnp.linalg.qr(x)), matrices)
+    return _apply(_qr, matrices)
 
 
 def svd(matrices: Float[Array, "... d n"]) -> tuple[Array, Float[Array, "... k"]]:
     """Left singular vectors ``[..., d, min(d, n)]`` and singular values, descending."""
-    return _apply(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False))[:2], matrices)
+    return _apply(_svd, matrices)
 
 
 def singular_values(matrices: Float[Array, "... d n"]) -> Float[Array, "... k"]:
@@ -50,12 +50,30 @@ def singular_values(matrices: Float[Array, "... d n"]) -> Float[Array, "... k"]:
     return _apply(lambda x: jnp.linalg.svd(x, compute_uv=False), matrices)
 
 
+def _eigh(matrices: Array) -> tuple[Array, Array]:
+    values, vectors = jnp.linalg.eigh(matrices)
+    return values, vectors
+
+
+def _eigvalsh(matrices: Array) -> Array:
+    values: Array = jnp.linalg.eigvalsh(matrices)
+    return values
+
+
+def _qr(matrices: Array) -> tuple[Array, Array]:
+    q, r = jnp.linalg.qr(matrices)
+    return q, r
+
+
+def _svd(matrices: Array) -> tuple[Array, Array]:
+    u, values, _ = jnp.linalg.svd(matrices, full_matrices=False)
+    return u, values
+
+
 def _apply(decompose: Callable[[Array], _Result], matrices: Array) -> _Result:
     """The decomposition of each matrix of a stack, also where that stack is itself mapped over."""
-    if matrices.ndim == 2:
-        stack, flat = (), matrices[None]
-    else:
-        stack, flat = matrices.shape[:-2], matrices.reshape(-1, *matrices.shape[-2:])
-    in_turn = jax.vmap(sequential_vmap(decompose))
-    found = jax.lax.platform_dependent(flat, cpu=in_turn, default=decompose)
-    return jax.tree.map(lambda leaf: leaf.reshape(*stack, *leaf.shape[1:]), found)
+    stack = matrices.shape[:-2]
+    flat = matrices.reshape(-1, *matrices.shape[-2:]) if stack else matrices[None]
+    in_turn = jax.vmap(sequential_vmap(decompose))  # type: ignore[no-untyped-call]
+    found: _Result = jax.lax.platform_dependent(flat, cpu=in_turn, default=decompose)
+    return cast(_Result, jax.tree.map(lambda leaf: leaf.reshape(*stack, *leaf.shape[1:]), found))
