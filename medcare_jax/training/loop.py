@@ -141,7 +141,7 @@ def _train(
         if is_last or stops or number % run.every_steps == 0:
             reader.read_pending()
             checkpoints.save(number, state, run.meta)
-        if stops:
+        if stops and not is_last:
             checkpoints.wait()
             raise distributed.StoppedEarly(
                 f"stopped after step {number} of {run.total_steps}; saved"
