@@ -1,7 +1,7 @@
 # Two commands do everything on a machine with Python 3.11 (or newer) and nothing else:
 #   make demo    a small real model goes through MKA and DA; report in runs/demo/report.html
-#   make install the environment that both commands below also set up
 #   make test    lint, types, tests, documentation examples
+# `make install` sets up what `make demo` needs and stops there.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo

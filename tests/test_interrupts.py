@@ -12,7 +12,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Half a minute in C, like a compilation: Python's own handlers wait until it is over.
 BUSY = """
 import hashlib
+import signal
 from medcare_jax import interrupts
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the job's own answer to it is not there
+signal.signal(signal.SIGUSR1, lambda number, frame: None)
 interrupts.watch()
 print("ready", flush=True)
 hashlib.pbkdf2_hmac("sha512", b"x", b"y", 40_000_000)
@@ -20,7 +23,6 @@ hashlib.pbkdf2_hmac("sha512", b"x", b"y", 40_000_000)
 # What stops when it is told to, as the job does.
 STOPPED = """
 import time
-from absl import flags
 from medcare_jax import distributed
 from medcare_jax.run.command import run
 
@@ -54,8 +56,8 @@ def said(process: subprocess.Popen, seconds: float) -> str:
 
 @pytest.fixture
 def busy():
-    """In the middle of its call; SIGTERM, which it would get, must not end it before the test."""
-    process = start("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + BUSY)
+    """A process in the middle of its call."""
+    process = start(BUSY)
     yield process
     process.kill()
     process.communicate()
@@ -71,9 +73,12 @@ def test_the_first_is_heard_and_the_second_ends(busy):
 
 
 def test_other_signals_are_none_of_its_business(busy):
-    busy.send_signal(signal.SIGCHLD)
+    busy.send_signal(signal.SIGUSR1)
     time.sleep(0.5)
-    assert busy.poll() is None
+    busy.send_signal(signal.SIGINT)
+    assert said(busy, 5).startswith("stopping")
+    time.sleep(0.5)
+    assert busy.poll() is None, "the other signal was counted as the first Ctrl-C"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

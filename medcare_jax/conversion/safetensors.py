@@ -44,7 +44,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _FLUSH_BYTES = 128 * 2**20
-_READ_BYTES = 8 * 2**20
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -328,7 +327,14 @@ def _lazy(
             return _read_rows(path, offset, dtype, shape, index[0])
         if not shape:
             return _read_rows(path, offset, dtype, (1,), slice(0, 1)).reshape(())
-        return _read_parts(path, offset, dtype, shape, index)
+        # By way of a few MiB of whole rows: a device's columns cost no more memory than they have.
+        block = np.empty([part.stop - part.start for part in index], dtype)
+        rows = LazyTensor((block.shape[0], *shape[1:]), dtype, read)
+        for here in row_blocks(rows):
+            some = slice(index[0].start + here.start, index[0].start + here.stop)
+            whole = _read_rows(path, offset, dtype, shape, some)
+            block[here] = whole[(slice(None), *index[1:])]
+        return block
 
     return LazyTensor(shape, dtype, read)
 
@@ -341,21 +347,6 @@ def _read_rows(
     count = max(rows.stop - rows.start, 0)
     data = np.fromfile(path, np.uint8, count=count * nbytes, offset=offset + rows.start * nbytes)
     return data.view(dtype).reshape(count, *shape[1:])
-
-
-def _read_parts(
-    path: pathlib.Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...], index: Index
-) -> np.ndarray:
-    """Parts of rows, by way of a few MiB of whole rows: a device's columns cost no more memory."""
-    rows, rest = index[0], index[1:]
-    sizes = [max(part.stop - part.start, 0) for part in index]
-    block = np.empty(sizes, dtype)
-    step = max(1, _READ_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
-    for start in range(rows.start, rows.stop, step):
-        some = slice(start, min(start + step, rows.stop))
-        here = slice(some.start - rows.start, some.stop - rows.start)
-        block[here] = _read_rows(path, offset, dtype, shape, some)[(slice(None), *rest)]
-    return block
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:

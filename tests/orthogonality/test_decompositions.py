@@ -1,8 +1,6 @@
 """Stacks of matrices one after another: as NumPy, and without a batch that LAPACK could cut."""
 
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +10,6 @@ import pytest
 from medcare_jax.orthogonality import decompositions, measure, orthonormal_basis
 
 STACKS = [(), (1,), (5,), (2, 3)]
-# Two threads and six kernels that could each wait for both.
-MANY = """
-import os
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-import jax, jax.numpy as jnp
-from medcare_jax.orthogonality import decompositions
-eigvalsh = {"in turn": decompositions.eigvalsh, "batched": jnp.linalg.eigvalsh}["%s"]
-stacks = [jax.random.normal(jax.random.key(i), (30, 32, 32)) for i in range(6)]
-step = jax.jit(lambda stacks: sum(eigvalsh(x + x.mT).sum() for x in stacks))
-for _ in range(3000):
-    step(stacks).block_until_ready()
-print("done")
-"""
 
 
 def random(*shape):
@@ -76,21 +61,3 @@ def test_no_kernel_gets_a_stack():
     assert batches(swept, {"lora_a": jnp.asarray(random(5, 7, 8, 2))}, basis) == 1
     # The control: what a stack looks like here.
     assert batches(jnp.linalg.eigvalsh, jnp.asarray(symmetric(5))) == 5
-
-
-def run(kind, seconds):
-    """Whether the steps came to their end in time, in a process of two threads."""
-    line = [sys.executable, "-c", MANY % kind]
-    try:
-        subprocess.run(line, check=True, timeout=seconds, capture_output=True)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-@pytest.mark.slow
-def test_many_at_once_do_not_wait_for_each_other():
-    """The control shows that it can happen here, unless jaxlib's kernels no longer wait."""
-    assert run("in turn", seconds=120)
-    if run("batched", seconds=120):
-        pytest.skip("this jaxlib's own batched kernels did not stop either; the loop may go")
