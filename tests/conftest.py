@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 from tests import quick
 
@@ -10,6 +11,9 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A job in the background ignores Ctrl-C and so would every process that a test starts and stops.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest

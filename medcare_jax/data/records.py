@@ -4,9 +4,9 @@ Every record is checked here, once, so that nothing behind this file meets a bad
 file, line and field and never holds the text, which may be about a patient.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -29,7 +29,7 @@ _NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 _TFDS_MARK = "dataset_info.json"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Turn:
     """One turn of a dialogue.
 
@@ -42,12 +42,12 @@ class Turn:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Record:
     """One checked dialogue.
 
     Attributes:
-      id: The file's own id; the location where it gives none.
+      id: The file's own id; where it gives none the location, and its number too on a shared line.
       turns: At least one ``human`` turn and behind it one ``gpt`` turn; ``system`` at most first.
       evaluation: The gold of a test item (key ``eval``), or None.
       location: ``"file:line"`` of its first character; ``"file:number"`` in an array_record.
@@ -252,7 +252,7 @@ def _texts(value: object) -> Iterator[str]:
 def _checked(items: Iterator[tuple[str, Any]]) -> Iterator[Record | RecordError]:
     """Each item as a record or as the error it deserves; an id may be used once."""
     seen: dict[str, str] = {}
-    for location, item in items:
+    for number, (location, item) in enumerate(items, 1):
         if isinstance(item, RecordError):
             yield item
             continue
@@ -261,9 +261,14 @@ def _checked(items: Iterator[tuple[str, Any]]) -> Iterator[Record | RecordError]
         except RecordError as error:
             yield error
             continue
-        first = seen.setdefault(record.id, location)
-        taken = f"expected an id of its own, got the one of {first}"
-        yield record if first == location else RecordError(location, "id", taken)
+        if record.id == location and location in seen:  # a list on one line, without ids
+            record = dataclasses.replace(record, id=f"{location}#{number}")
+        if record.id in seen:
+            taken = f"expected an id of its own, got the one of {seen[record.id]}"
+            yield RecordError(location, "id", taken)
+        else:
+            seen[record.id] = location
+            yield record
 
 
 def _open_entries(path: Path) -> Sequence[Any] | None:

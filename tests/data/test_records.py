@@ -268,3 +268,13 @@ def test_damaged_bytes_give_a_record_or_an_error_with_its_line(
     path = tmp_path_factory.getbasetemp() / "damaged.json"
     path.write_bytes(data)
     opened(path)
+
+
+def test_records_on_one_line_have_ids_of_their_own(tmp_path):
+    path = tmp_path / "line.json"
+    path.write_text(json.dumps([changed(id=name) for name in "aba"]), encoding="utf-8")
+    with pytest.raises(RecordError, match=r"line\.json:1: id: expected an id of its own"):
+        open_records(path)
+    bare = {"conversations": GOOD["conversations"]}
+    path.write_text(json.dumps([bare, bare, bare]), encoding="utf-8")
+    assert [r.id for r in open_records(path)] == [f"{path}:1", f"{path}:1#2", f"{path}:1#3"]
