@@ -104,6 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 100
     config.checkpoint.keep = 3  # newest checkpoints kept, at least 2
+    config.checkpoint.grace_seconds = 30.0  # between SIGTERM and the end: a spot VM's
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.folder = ""  # MedCareData test files; empty: no evaluation

@@ -12,6 +12,7 @@ never used. The newest good one is taken.
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -59,12 +60,18 @@ class Checkpoints:
     """The checkpoints of one stage, in one folder.
 
     Use as a context manager: leaving it waits for what is being written.
+
+    Attributes:
+      rejected: What was set aside when the folder was opened, and why.
+      seconds: From the beginning of the last save until it was signed; None before the first.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int) -> None:
         """Opens the folder, making it if need be; `keep` newest checkpoints stay."""
         self._folder = pathlib.Path(folder).absolute()
         self._unsigned: set[int] = set()
+        self._began = 0.0
+        self.seconds: float | None = None
         self.rejected: list[str] = []
         with together():  # the others must not look before the bad ones are gone
             if jax.process_index() == 0:
@@ -94,6 +101,7 @@ class Checkpoints:
         facts = {"meta": dict(meta), "leaves": _leaf_table(leaves)}
         stored = {path: leaf for path, leaf in leaves.items() if leaf.size}
         self.wait()
+        self._began = time.monotonic()
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -110,6 +118,7 @@ class Checkpoints:
                 if jax.process_index() == 0 and (self._folder / str(step)).is_dir():
                     sign(self._folder / str(step))
             self._unsigned.clear()
+            self.seconds = time.monotonic() - self._began
 
     def wait(self) -> None:
         """Returns when everything is on disk and signed.

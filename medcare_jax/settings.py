@@ -150,9 +150,8 @@ class DataSettings:
     check_overlap: bool = True
 
     def __post_init__(self) -> None:
-        _at_least("row_length", self.row_length, 2)
-        _at_least("rows", self.rows, 1)
-        _at_least("accumulation", self.accumulation, 1)
+        for name, least in (("row_length", 2), ("rows", 1), ("accumulation", 1)):
+            _at_least(name, getattr(self, name), least)
         _choose("targets", self.targets, ("assistant", "reference"))
         _choose("over_long", self.over_long, ("drop", "cut"))
         _choose("on_bad_record", self.on_bad_record, ("stop", "skip"))
@@ -279,10 +278,11 @@ class CheckpointSettings:
 
     every_steps: int = 100
     keep: int = 3
+    grace_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        _at_least("every_steps", self.every_steps, 1)
-        _at_least("keep", self.keep, 2)
+        for name, least in (("every_steps", 1), ("keep", 2), ("grace_seconds", 0)):
+            _at_least(name, getattr(self, name), least)
 
 
 @dataclasses.dataclass(frozen=True)

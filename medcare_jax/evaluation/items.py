@@ -117,9 +117,10 @@ def _options(record: Record, facts: Mapping[str, Any], item: Item) -> Item:
     if (
         not isinstance(options, list)
         or not all(isinstance(option, str) and option for option in options)
-        or options.count(facts.get("answer")) != 1
+        or len(set(options)) != len(options)
+        or facts.get("answer") not in options
     ):
-        problem = "expected texts, just one of them the answer"
+        problem = "expected different texts, one of them the answer"
         raise RecordError(record.location, "eval.options", problem)
     return item._replace(gold=facts["answer"], options={text: text for text in options})
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from medcare_jax.sharding import gather
+
 Initializer = Callable[..., Array]
 
 RANKS = "ranks"
@@ -68,6 +70,9 @@ def low_rank_delta(
     """
     lora_a = jnp.concatenate([each.lora_a.astype(x.dtype) for each in adapters], axis=-1)
     lora_b = jnp.concatenate([each.lora_b.astype(x.dtype) for each in adapters], axis=0)
+    # They are whole already. Said again here, so that the gradients of a layer are summed whole and
+    # in one message: cut, the compiler would ring their slices through each matmul.
+    lora_a, lora_b = gather((lora_a, lora_b))
     # Tokens as one axis: with two, XLA on CPU computes B's gradient by way of a transposed copy
     # that it fuses with all that came before, at a third of the whole step's time.
     tokens = x.shape[:-1]

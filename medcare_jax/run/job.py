@@ -197,6 +197,7 @@ class Job:
             total_steps=total,
             every_steps=s.checkpoint.every_steps,
             keep=s.checkpoint.keep,
+            grace_seconds=s.checkpoint.grace_seconds,
             max_skipped=recipe.max_skipped,
             meta=run_facts(
                 s,

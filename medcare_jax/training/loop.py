@@ -53,6 +53,7 @@ class StageRun:
       total_steps: Where the stage ends.
       every_steps: Between checkpoints.
       keep: Checkpoints that stay.
+      grace_seconds: What a machine that is taken away leaves between SIGTERM and the end.
       max_skipped: Steps that may be left out because loss, gradient or update is not finite.
       meta: Facts about the run that are saved with each checkpoint.
     """
@@ -65,6 +66,7 @@ class StageRun:
     total_steps: int
     every_steps: int
     keep: int
+    grace_seconds: float
     max_skipped: int
     meta: dict[str, Any]
 
@@ -140,6 +142,7 @@ def _train(
         is_last = number == run.total_steps
         if is_last or stops or number % run.every_steps == 0:
             reader.read_pending()
+            reader.compare_with_grace(checkpoints.seconds)
             checkpoints.save(number, state, run.meta)
         if stops and not is_last:
             checkpoints.wait()
@@ -160,6 +163,7 @@ class _Reader:
     ) -> None:
         self.pending: tuple[int, Metrics] | None = None
         self._skipped = skipped  # by earlier steps
+        self._step_seconds, self._is_grace_told = 0.0, False
         self._run, self._history, self._progress = run, history, progress
         self._clock = time.perf_counter()
 
@@ -175,7 +179,7 @@ class _Reader:
         numbers["learning_rate"] = float(self._run.schedule(number - 1 - int(numbers["skipped"])))
         numbers["seconds"] = now - self._clock
         numbers["tokens_per_second"] = numbers["tokens"] / numbers["seconds"]
-        self._clock = now
+        self._clock, self._step_seconds = now, numbers["seconds"]
         if self._history is not None:
             self._history.add(number, numbers)
         self._progress.update(number, numbers)
@@ -184,6 +188,22 @@ class _Reader:
         if numbers["skipped"] > self._skipped:
             self._skipped = int(numbers["skipped"])
             self._note_skipped(number, numbers)
+
+    def compare_with_grace(self, save_seconds: float | None) -> None:
+        """Warns, once, if a stop would need more than half of the time that it is given."""
+        needed = self._step_seconds + (save_seconds or 0.0)
+        if save_seconds is None or self._is_grace_told or needed <= self._run.grace_seconds / 2:
+            return
+        self._is_grace_told = True
+        logging.getLogger(__name__).warning(
+            "a stop waits for a step (%.1f s) and a save (%.1f s): more than half of the %.1f s "
+            "of checkpoint.grace_seconds. If the machine is taken away before both are done, the "
+            "run goes on from the checkpoint before: save to a faster disk, make data.rows "
+            "smaller, or lower checkpoint.every_steps so that less is lost",
+            self._step_seconds,
+            save_seconds,
+            self._run.grace_seconds,
+        )
 
     def _note_skipped(self, number: int, numbers: dict[str, float]) -> None:
         """Writes down whose batch gave no number; raises if that was once too often."""

@@ -65,6 +65,7 @@ def test_cblue_gold_is_read_from_the_text():
         ("exam", "A", {"answer": ["A"]}, "eval.answer"),
         ("options", SECRET, {"options": ["one", "two"]}, "eval.options"),
         ("options", "one", {"options": ["one", "one"]}, "eval.options"),
+        ("options", "one", {"options": ["one", "two", "two"]}, "eval.options"),
         ("options", "one", {"options": "one"}, "eval.options"),
         ("diagnoses", SECRET, {"format": "code_title"}, "eval.answer"),
         ("diagnoses", "I10 | Hypertension", {"format": "xml"}, "eval.format"),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from medcare_jax.models import lora
 from medcare_jax.models.flops import useful_flops
 from medcare_jax.params import BASE
 from medcare_jax.planning import hlo, program
@@ -161,3 +162,15 @@ def expected(built):
 def test_the_work_is_the_counted_work(good, bad):
     assert performed(good[1]) == pytest.approx(expected(good[0]), rel=0.02)
     assert performed(bad[1]) > 1.1 * expected(bad[0])
+
+
+def rings(made):
+    """Permutes of a device, which the compiler makes of sums that it rings through a matmul."""
+    found = [each for each in hlo.count(made).collectives if each.kind == "collective-permute"]
+    return sum(each.count for each in found)
+
+
+def test_adapter_gradients_are_summed_at_once_and_not_ringed(good, devices, monkeypatch):
+    assert rings(good[1]) == 0
+    monkeypatch.setattr(lora, "gather", lambda tree: tree)
+    assert rings(compiled(devices, "mka")[1]) > 0

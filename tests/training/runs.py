@@ -75,6 +75,7 @@ def tiny_run(folder: pathlib.Path, mesh: Mesh, **changes: Any) -> tuple[StageRun
         "total_steps": batches.num_batches,
         "every_steps": 2,
         "keep": 3,
+        "grace_seconds": 30.0,
         "max_skipped": 0,
         "meta": {"seed": 0, "data.fingerprint": batches.fingerprint, "stage.clip_norm": 1.0},
     }

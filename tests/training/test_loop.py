@@ -127,6 +127,14 @@ def test_stopping_three_times_changes_nothing(tmp_path, left_alone, stop_after):
     assert numbers_in(folder) == numbers_in(left_alone[0])
 
 
+@pytest.mark.parametrize(("grace", "told"), [(1e-3, 1), (1e4, 0)])
+def test_a_stop_that_needs_most_of_the_grace_is_told_of_once(tmp_path, caplog, grace, told):
+    go(tmp_path / "da", grace_seconds=grace)
+    said = [line for line in caplog.messages if "a stop waits for a step" in line]
+    assert len(said) == told
+    assert all("0.0 s of checkpoint.grace_seconds" in line for line in said)
+
+
 def test_a_finished_run_is_not_run_again(left_alone):
     folder, digest, _ = left_alone
     shown = Steps()
