@@ -63,14 +63,14 @@ class Checkpoints:
 
     Attributes:
       rejected: What was set aside when the folder was opened, and why.
-      seconds: From the beginning of the last save until it was signed; None before the first.
+      seconds: What the last save took, its signature included; None before the first.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int) -> None:
         """Opens the folder, making it if need be; `keep` newest checkpoints stay."""
         self._folder = pathlib.Path(folder).absolute()
         self._unsigned: set[int] = set()
-        self._began = 0.0
+        self._began = self._written = 0.0
         self.seconds: float | None = None
         self.rejected: list[str] = []
         with together():  # the others must not look before the bad ones are gone
@@ -78,7 +78,10 @@ class Checkpoints:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self.rejected += _set_aside_bad(self._folder)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=False
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=False,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._note_written),
         )
         self._manager = _Manager(self._folder, options=options)
         check_same(f"the newest checkpoint in {self._folder}", str(self.latest_step()))
@@ -114,11 +117,17 @@ class Checkpoints:
         """Signs what has been written since the last call; costs nothing while saving goes on."""
         if self._unsigned and not self._manager.is_saving_in_progress():
             self._manager.check_for_errors()
+            written = max(0.0, self._written - self._began)
+            begun = time.monotonic()
             for step in sorted(self._unsigned):
                 if jax.process_index() == 0 and (self._folder / str(step)).is_dir():
                     sign(self._folder / str(step))
             self._unsigned.clear()
-            self.seconds = time.monotonic() - self._began
+            self.seconds = written + time.monotonic() - begun
+
+    def _note_written(self) -> None:
+        """Called by Orbax's own thread; `sign_finished` comes by a step later."""
+        self._written = time.monotonic()
 
     def wait(self) -> None:
         """Returns when everything is on disk and signed.

@@ -1,6 +1,7 @@
 """Checkpoints: bit-identical, refused when damaged, never half there."""
 
 import json
+import time
 from typing import NamedTuple
 
 import jax
@@ -62,6 +63,18 @@ def test_round_trip_is_bit_identical(tmp_path, sharding):
 def test_the_newest_are_kept(tmp_path, sharding):
     fill(tmp_path, sharding, [1, 2, 3, 4], keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+
+
+def test_a_save_takes_its_own_time_and_not_that_until_it_is_looked_at(tmp_path, sharding):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.seconds is None
+        checkpoints.save(1, make_state(1, sharding), {})
+        while checkpoints._manager.is_saving_in_progress():
+            time.sleep(0.1)
+        saved = time.monotonic() - checkpoints._began
+        time.sleep(3.0)
+        checkpoints.sign_finished()
+        assert 0 < checkpoints.seconds < saved + 3.0
 
 
 def test_nothing_there_is_none(tmp_path, sharding):

@@ -18,6 +18,7 @@ import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medcare_jax import distributed
@@ -147,6 +148,8 @@ class Job:
         learning = {name: everything[name] for name in self.da.learning}
         frozen = {name: tree for name, tree in everything.items() if name not in learning}
         basis = extend_basis({ALIGNMENT: start.basis}, learning)
+        # Training gives its state away; knowledge that learns on and `start` are the caller's too.
+        learning, basis = jax.tree.map(jnp.copy, (learning, basis))
         state = self.train(self.da, self.run.settings.da, frozen, learning, basis)
         return {**frozen, **state.learning}
 

@@ -156,13 +156,12 @@ def _aligned(run: Run, cell: Cell, mka: dict[str, Any]) -> dict[str, Any]:
         kept = dataclasses.replace(job.da.components, ffn=(KNOWLEDGE, NOISE, ALIGNMENT))
         job.da = dataclasses.replace(job.da, components=kept)
     start = hand_over(run, job.da, mka["trees"], job.key(job.da))
-    basis = jax.tree.map(jnp.copy, start.basis)  # training gives its own away
     trees = job.train_da(mka["trees"], start)
     return {
         "trees": trees,
         "after": measures.task_scores(run, job.da.components, trees),
-        "leak": float(max_leak(trees[ALIGNMENT], basis)),
-        "width": _mean_width(basis),
+        "leak": float(max_leak(trees[ALIGNMENT], start.basis)),
+        "width": _mean_width(start.basis),
         "overlap": measures.overlap_with_knowledge({**trees, KNOWLEDGE: start.knowledge}),
     }
 

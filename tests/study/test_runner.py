@@ -90,6 +90,21 @@ def test_what_is_done_is_not_done_again_and_what_is_lost_comes_out_the_same(work
     assert {name: (workdir / name).read_bytes() for name in tables} == tables
 
 
+def test_knowledge_that_learns_on_noise_that_is_kept_and_one_lora_end_with_numbers(tmp_path):
+    cells = (
+        CELLS[0],
+        {"name": "learns", "constraint": {"kind": "penalty", "freeze_knowledge": False}},
+        {"name": "kept", "method": "keep_noise"},
+        {"name": "one", "method": "one_lora", "adapters": {"shared_experts": 4}},
+    )
+    run(tmp_path, small_config(cells))
+    found = results(tmp_path)
+    scores = {name: each["after"]["icd10_retained"]["nll"] for name, each in found.items()}
+    assert len(set(scores.values())) == 4
+    assert "overlap" in found["learns"]
+    assert len(list(tmp_path.glob("seed-0/mka-*"))) == 2  # one LoRA has an MKA of its own
+
+
 def test_another_setting_is_another_folder(workdir, monkeypatch):
     trained = []
     monkeypatch.setattr(
