@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from medcare_jax.models.dropout import dropout
 from medcare_jax.models.lora import Factors, LoRA, low_rank_delta, uniform_fan_in
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE, NOISE
 from medcare_jax.settings import DTYPES, AdapterSettings, ComputeSettings
@@ -119,11 +120,9 @@ class AdaptedLinear(nn.Module):
     def _delta(self, x: Float[Array, "b t d"]) -> Float[Array, "b t f"]:
         """What the adapters add, in the adapter dtype."""
         inputs = x.astype(DTYPES[self.compute.adapter_dtype])
-        if NOISE not in self.components:
+        if NOISE not in self.components and self.has_rng("dropout"):
             # The reference's mixture has no dropout; where there is some, one mask serves all.
-            inputs = nn.Dropout(self.adapters.dropout)(
-                inputs, deterministic=not self.has_rng("dropout")
-            )
+            inputs = dropout(inputs, self.adapters.dropout, self.make_rng("dropout"))
         factors = [self._adapter(name)(inputs, self.features) for name in self.components]
         return low_rank_delta(inputs, factors, scale=self.adapters.scale)
 
