@@ -1,7 +1,7 @@
 """Dropout at a quarter of the usual arithmetic: one hash draws four entries of the mask.
 
 JAX's own masks spend a Threefry hash, some 150 operations, on each entry, and XLA computes that
-anew inside every matmul that reads the masked input. On a TPU this was a tenth of a whole step.
+anew inside every matmul that reads the masked input (docs/performance.md).
 """
 
 import jax
