@@ -11,7 +11,7 @@ defaults; the paper's own are data.targets=reference, data.over_long=cut, constr
 and constraint.freeze_knowledge=False. Difference from base.py: the global batch is cut into
 microbatches.
 
-Planned for v5e:4x4, one row a chip and microbatch: MKA 5.76 GiB a chip, 1,256 to 1,639 tokens/s a
+Planned for v5e:4x4, one row a chip and microbatch: MKA 5.76 GiB a chip, 1,365 to 1,749 tokens/s a
 chip. See docs/performance.md.
 """
 
