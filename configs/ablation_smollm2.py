@@ -1,4 +1,4 @@
-"""The ablation on SmolLM2-135M-Instruct and ICD-10-CM: two hours of CPU time on a laptop.
+"""The ablation on SmolLM2-135M-Instruct and ICD-10-CM: hours on a laptop.
 
     python tools/ablate.py --config=configs/ablation_smollm2.py --workdir=runs/ablation_smollm2
 

@@ -20,7 +20,7 @@ def dropout(x: Float[Array, "b t d"], rate: float, key: Key[Array, ""]) -> Float
     Args:
       x: Any float dtype, which the result has too.
       rate: Share of the entries that become 0, in [0, 1); rounded to a multiple of 1/65536.
-      key: Of Threefry, as `jax.random.key` makes it.
+      key: Of any of JAX's generators.
 
     Examples:
       >>> kept = dropout(jnp.ones((2, 5, 3)), 0.5, jax.random.key(0))
@@ -43,7 +43,8 @@ def _keep_mask(
     rows, tokens, width = shape
     quarter = (rows, -(-tokens // 4), width)
     row, token, column = (jax.lax.broadcasted_iota(jnp.uint32, quarter, axis) for axis in range(3))
-    halves = (jnp.broadcast_to(half, quarter) for half in jax.random.key_data(key))
+    # Drawn by the key's own generator: keys of `rbg`, common on TPUs, are wider than Threefry's.
+    halves = (jnp.broadcast_to(half, quarter) for half in jax.random.bits(key, (2,), jnp.uint32))
     words = threefry2x32_p.bind(*halves, row, token * jnp.uint32(width) + column)
     bits = [part for word in words for part in (word >> 16, word & jnp.uint32(_LEVELS - 1))]
     return jnp.concatenate([part >= dropped for part in bits], axis=1)[:, :tokens]

@@ -52,6 +52,12 @@ def test_no_rate_changes_nothing():
     assert dropout(x, 0.0, KEY) is x
 
 
+@pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_generators_will_do(generator):
+    mask = kept((4, 64, 64), 0.5, jax.random.key(3, impl=generator))
+    assert abs(mask.mean() - 0.5) < 5 * 0.5 / mask.size**0.5
+
+
 def test_another_key_is_another_mask_and_the_same_key_the_same():
     assert (kept((2, 64, 64), 0.5) == kept((2, 64, 64), 0.5)).all()
     other = kept((2, 64, 64), 0.5, jax.random.fold_in(KEY, 1))
