@@ -37,10 +37,10 @@ run(main)
 """
 
 
-def start(program: str) -> subprocess.Popen:
+def start(program: str, *arguments: str) -> subprocess.Popen:
     """A process that has said that it is ready."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes)
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=ROOT, **pipes)
     assert process.stdout.readline() == "ready\n", process.communicate()
     return process
 
@@ -81,9 +81,17 @@ def test_other_signals_are_none_of_its_business(busy):
     assert busy.poll() is None, "the other signal was counted as the first Ctrl-C"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_saved_stop_says_who_asked_for_it(number, code):
-    process = start(STOPPED)
+@pytest.mark.parametrize(
+    ("number", "arguments", "code"),
+    [
+        (signal.SIGINT, (), 130),
+        (signal.SIGINT, ("--stopped_code=42",), 130),
+        (signal.SIGTERM, (), 0),
+        (signal.SIGTERM, ("--stopped_code=42",), 42),
+    ],
+)
+def test_a_saved_stop_says_who_asked_for_it(number, arguments, code):
+    process = start(STOPPED, *arguments)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert "stopped after step 3 of 6; saved. The same command goes on from there." in errors

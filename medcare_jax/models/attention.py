@@ -1,4 +1,4 @@
-"""Grouped-query attention with rotary positions, segment masks and an optional key-value cache."""
+"""Grouped-query attention with segment masks and an optional key-value cache."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from medcare_jax.models.families import DecoderSettings, RopeScaling
+from medcare_jax.models.families import DecoderSettings
 from medcare_jax.models.splash import is_cuttable, splash_attend
 from medcare_jax.shapes import AttentionMask, Keys, Positions, Queries, Segments
 from medcare_jax.sharding import current_platform
@@ -169,39 +169,3 @@ def attend_cached(
     out = out.reshape(queries.shape)
     out = out + jnp.einsum("ckotgu,coukh->ckotgh", weights[..., s:], entries[1])
     return out.transpose(0, 2, 3, 1, 4, 5).reshape(q.shape)
-
-
-def rope_frequencies(settings: DecoderSettings) -> Float[Array, " h/2"]:
-    """Angle per position of each pair of head dimensions, radians, float32."""
-    # Outside the compiled program, whose power function rounds in another way than PyTorch's.
-    with jax.ensure_compile_time_eval():
-        exponents = jnp.arange(0, settings.head_dim, 2, dtype=jnp.float32) / settings.head_dim
-        frequencies = 1.0 / settings.rope_theta**exponents
-    scaling = settings.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    return _llama3_frequencies(frequencies, scaling)
-
-
-def _llama3_frequencies(frequencies: Array, scaling: RopeScaling) -> Array:
-    """Long wavelengths slowed by the factor, short ones kept, a ramp between (Llama 3.1)."""
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * jnp.pi)
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    kept = jnp.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
-    return frequencies * (kept + (1.0 - kept) / scaling.factor)
-
-
-def rotate(
-    x: Float[Array, "b t n h"], positions: Positions, frequencies: Float[Array, " h/2"]
-) -> Float[Array, "b t n h"]:
-    """Rotary positions in the half-split layout: dimension i pairs with i + h/2. In float32.
-
-    Source: Su et al., RoFormer, arXiv:2104.09864.
-    """
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-    return turned.astype(x.dtype)

@@ -23,12 +23,11 @@ from medcare_jax.models.attention import (
     attend_packed,
     cached_mask,
     choose_kernel,
-    rope_frequencies,
-    rotate,
     visible,
 )
 from medcare_jax.models.families import DecoderSettings
 from medcare_jax.models.lora import RANKS
+from medcare_jax.models.rotary import Rotations, make_rotations, rope_frequencies, rotate
 from medcare_jax.settings import DTYPES, AdapterSettings, ComputeSettings
 from medcare_jax.shapes import AttentionMask, Hidden, Logits, Params, Positions, Segments, Tokens
 from medcare_jax.sharding import shard_batch
@@ -89,12 +88,11 @@ class Attention(_Part):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, positions: Positions, mask: AttentionMask | Segments, cache: LayerCache
+        self, x: Hidden, rotations: Rotations, mask: AttentionMask | Segments, cache: LayerCache
     ) -> tuple[Hidden, LayerCache]:
         """The attended values; with a cache also the new tokens' keys and values, [b, t, k, h]."""
         q, k, v = self._heads(x)
-        frequencies = rope_frequencies(self.settings)
-        q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
+        q, k = rotate(q, rotations), rotate(k, rotations)
         if cache is None:
             q, k, v = (checkpoint_name(heads, _QKV) for heads in (q, k, v))
             out = attend_packed(q, k, v, mask, kernel=self.compute.attention)
@@ -137,13 +135,13 @@ class Block(_Part):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, positions: Positions, mask: AttentionMask | Segments, cache: LayerCache
+        self, x: Hidden, rotations: Rotations, mask: AttentionMask | Segments, cache: LayerCache
     ) -> tuple[Hidden, LayerCache]:
         """The residual stream after the layer, and what `Attention` returns beside."""
         parts = (self.settings, self.adapters, self.components, self.compute)
         eps = self.settings.rms_norm_eps
         normed = RMSNorm(eps, name="input_layernorm")(x)
-        attended, new = Attention(*parts, name="self_attn")(normed, positions, mask, cache)
+        attended, new = Attention(*parts, name="self_attn")(normed, rotations, mask, cache)
         x = checkpoint_name(x + attended, _MID)
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
         x = shard_batch(x + MLP(*parts, name="mlp")(normed))
@@ -201,7 +199,8 @@ class Trunk(_Part):
             out_axes=0,
         )
         parts = (s, self.adapters, self.components, self.compute)
-        x, new = layers(*parts, name="layers")(x, positions, mask, cache)
+        rotations = make_rotations(positions, rope_frequencies(s))
+        x, new = layers(*parts, name="layers")(x, rotations, mask, cache)
         return RMSNorm(s.rms_norm_eps, name="norm")(x), new
 
     def _block(self) -> type[Block]:

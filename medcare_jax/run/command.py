@@ -11,14 +11,22 @@ from absl import app, flags, logging
 from medcare_jax import distributed, interrupts
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+_STOPPED_CODE = flags.DEFINE_integer(
+    "stopped_code",
+    0,
+    "Exit code after a saved stop that SIGTERM asked for. A scheduler that takes 0 for done needs "
+    "one that it restarts on, such as 42 with XPK.",
+    lower_bound=0,
+    upper_bound=125,
+)
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags and calls `main`.
 
-    Exit code 0 also when the process was told to end and has saved; 130 when Ctrl-C told it; 1
-    with a message on one screen for what the user can mend; a traceback for anything else, which
-    is a defect of ours.
+    Exit code 0, or `--stopped_code`, when the process was told to end and has saved; 130 when
+    Ctrl-C told it; 1 with a message on one screen for what the user can mend; a traceback for
+    anything else, which is a defect of ours.
     """
     app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
 
@@ -51,8 +59,7 @@ def _guarded(main: Callable[[], None], argv: list[str]) -> None:
         main()
     except distributed.StoppedEarly as stop:
         print(f"{stop}. The same command goes on from there.", file=sys.stderr)
-        if interrupts.came():
-            sys.exit(interrupts.CODE)
+        sys.exit(interrupts.CODE if interrupts.came() else _STOPPED_CODE.value)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         distributed.abandon(interrupts.CODE)
