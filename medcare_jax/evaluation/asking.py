@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
 from transformers import PreTrainedTokenizerFast
 
 from medcare_jax.data.chat import Message, encode_prompt, end_token_ids, to_messages
@@ -233,11 +234,18 @@ def _score(
         for head, texts in zip(heads, options, strict=True)
     ]
     context = subject.decoder.settings.max_position_embeddings
-    prompts = []
+    prompts, num_cut = [], 0
     for each, (shared, tails) in zip(questions, cut, strict=True):
         # Broken characters of an answer take more tokens when they are read anew.
-        free = context - len(each.tokens) - max(map(len, tails))
-        prompts.append(each.tokens + shared[max(len(shared) - free, 0) :])
+        excess = max(len(each.tokens) + len(shared) + max(map(len, tails)) - context, 0)
+        prompts.append(each.tokens + shared[excess:])
+        num_cut += excess > 0
+    if num_cut:
+        logging.warning(
+            "%d of %d answers lose their beginning where a letter is forced behind them: read anew "
+            "they are longer than the model's context of %d tokens",
+            *(num_cut, len(questions), context),
+        )
     return option_scores(
         subject.decoder,
         subject.params,

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import tqdm
+from absl import logging
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
@@ -156,15 +157,25 @@ class DecoderLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Scores of tokenised pairs; what is too long loses its beginning."""
         pairs = []
+        # The last token is read by nobody, so one more than the context holds will do.
+        room = self.max_length + 1
         for _, context, continuation in requests:
-            # The last token is read by nobody, so one more than the context holds will do.
-            whole = (context + continuation)[-(self.max_length + 1) :]
+            whole = (context + continuation)[-room:]
             pairs.append((whole[: -len(continuation)], continuation))
+        self._say_cut([len(context) + len(answer) - room for _, context, answer in requests])
         scores = self._scores(pairs, disable_tqdm)
         answers = [(score.log_prob, score.is_greedy) for score in scores]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
+
+    def _say_cut(self, excess: Sequence[int]) -> None:
+        """Warns of requests that lose their beginning, by how much each is too long."""
+        if num_cut := sum(tokens > 0 for tokens in excess):
+            logging.warning(
+                "%d of %d requests lose their beginning, up to %d tokens: only %d are read at once",
+                *(num_cut, len(excess), max(excess), self.max_length),
+            )
 
     def _scores(self, pairs: Sequence[Pair], is_quiet: bool) -> list[OptionScore]:
         """Scores of (context, continuation) pairs, in their order."""
@@ -190,8 +201,10 @@ class DecoderLM(TemplateLM):
                 f"the task asks for {most} new tokens, but the context holds {self.max_length}; "
                 f"pass --gen_kwargs max_gen_toks=N with N below {self.max_length}"
             )
+        prompts = [self.tok_encode(context) for context in contexts]
+        self._say_cut([len(prompt) - room for prompt in prompts])
         rows = self._sampler.generate(
-            [self.tok_encode(context)[-room:] for context in contexts],
+            [prompt[-room:] for prompt in prompts],
             max_new_tokens=most,
             batch=self.batch_size,
             temperature=known.get("temperature", 0.0) if known["do_sample"] else 0.0,

@@ -127,6 +127,22 @@ def test_strict_forces_a_letter_only_where_none_was_read(subject, asked, answeri
     assert second.details == {"read": None, "forced": "C"}
 
 
+def test_an_answer_that_grows_when_read_anew_is_cut_and_counted(subject, asked, answering, caplog):
+    context = SETTINGS.max_position_embeddings
+    answering("No idea", "a" * context)
+    questions = [question(subject, MEDQA, item) for item in (exam(), exam())]
+    how = {"rules": "reference", "batch": 2, "max_new_tokens": 9}
+    _, second = ask(subject, MEDQA, questions, "generate", **how)
+    assert "1 of 2 answers lose their beginning" in caplog.text
+    lengths = [len(ids) for ids in subject.tokenizer(asked["prompts"]).input_ids]
+    assert lengths[0] < lengths[1] == context - 1  # and one for the letter
+    assert asked["prompts"][1].startswith(asked["prompts"][0].split("No idea")[0])
+    assert second.output.startswith("a" * context), "the answer that is kept is whole"
+    caplog.clear()
+    ask(subject, MEDQA, questions[:1], "generate", **how)
+    assert caplog.text == ""
+
+
 def test_a_chinese_letter_is_forced_in_chinese(subject, asked, answering):
     answering("选")
     (answer,) = answers(subject, TASKS["cmb"], [exam("C")], "generate")

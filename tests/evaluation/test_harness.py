@@ -134,10 +134,11 @@ def check_equal(ours, theirs, atol):
     assert ours["local_writing"] == theirs["local_writing"]
 
 
-def test_choices_equal_the_harness_own(folder, tmp_path):
+def test_choices_equal_the_harness_own(folder, tmp_path, caplog):
     """One of them with a question longer than the context, whose beginning both models drop."""
     manager = write_tasks(tmp_path)
     ours, _ = answers(open_ours(folder, batch_size=3), manager, TASKS[:1])
+    assert "requests lose their beginning" in caplog.text
     theirs, _ = answers(open_theirs(folder, batch_size=2), manager, TASKS[:1])
     check_choices(ours, theirs, atol=1e-4)
 
