@@ -22,7 +22,8 @@ Where the basis comes from · which side · where it acts · how hard:
 
 * `orthonormal_basis` (span of A or of B's rows, or vectors of your own), `product_basis`
   (leading singular vectors of A·B), `covariance_basis` (leading directions of activations, from
-  `accumulate_covariance`); `union` grows one by another, `extend_basis` fits it to a tree.
+  `accumulate_covariance`) and `sketch_basis` (the same of spaces too large for a ``[d, d]`` sum,
+  from `accumulate_sketch`); `union` grows one by another, `extend_basis` fits it to a tree.
 * ``side="input" | "output" | "both"``, then carried by the basis tree itself.
 * At init or on gradients `project_tree`; on updates `project_updates`; on parameters `retract`;
   in the loss `overlap_penalty` (against the knowledge itself, as the paper has it) or
@@ -88,6 +89,12 @@ from medcare_jax.orthogonality.projection import (
     removed_share,
     retract,
 )
+from medcare_jax.orthogonality.sketch import (
+    Sketch,
+    accumulate_sketch,
+    make_sketch,
+    sketch_basis,
+)
 from medcare_jax.orthogonality.subspace import (
     accumulate_covariance,
     covariance_basis,
@@ -103,12 +110,15 @@ __all__ = [
     "ProjectState",
     "RetractState",
     "Side",
+    "Sketch",
     "accumulate_covariance",
+    "accumulate_sketch",
     "activation_effect",
     "covariance_basis",
     "effective_rank",
     "extend_basis",
     "leak",
+    "make_sketch",
     "max_leak",
     "measure",
     "orthonormal_basis",
@@ -120,6 +130,7 @@ __all__ = [
     "project_updates",
     "removed_share",
     "retract",
+    "sketch_basis",
     "subspace_penalty",
     "union",
 ]

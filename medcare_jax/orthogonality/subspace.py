@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from medcare_jax.orthogonality import decompositions
 from medcare_jax.orthogonality.leaves import (
@@ -23,6 +23,7 @@ from medcare_jax.orthogonality.leaves import (
     oriented,
     protected_names,
 )
+from medcare_jax.orthogonality.selection import check_energy, checked, counts, keep, reaches
 
 _PARTNER = {"lora_a": "lora_b", "lora_b": "lora_a"}
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -60,7 +61,7 @@ def orthonormal_basis(
     """
 
     def span(path: str, leaf: Array) -> Array:
-        return _span(oriented(path, _checked(path, leaf)), tolerance)
+        return _span(oriented(path, checked(path, leaf)), tolerance)
 
     return _map_protected(span, lora_tree, side)
 
@@ -99,17 +100,17 @@ def product_basis(
       ... ].shape
       ((3, 1), (3, 2))
     """
-    _check_energy(energy)
+    check_energy(energy)
     leaves = leaves_by_path(lora_tree)
 
     def leading(path: str, leaf: Array) -> Array:
         partner = _partner_of(path, leaves)
-        q, own = decompositions.qr(oriented(path, _checked(path, leaf)))
-        _, other = decompositions.qr(oriented(partner, _checked(partner, leaves[partner])))
+        q, own = decompositions.qr(oriented(path, checked(path, leaf)))
+        _, other = decompositions.qr(oriented(partner, checked(partner, leaves[partner])))
         core = jnp.einsum("...ar,...br->...ab", own, other, precision=_HIGHEST)
         u, values = decompositions.svd(core)
-        is_kept = _counts(values, tolerance) & _reaches(values**2, energy)
-        return _keep(jnp.matmul(q, u, precision=_HIGHEST), is_kept)
+        is_kept = counts(values, tolerance) & reaches(values**2, energy)
+        return keep(jnp.matmul(q, u, precision=_HIGHEST), is_kept)
 
     return _map_protected(leading, lora_tree, side)
 
@@ -141,7 +142,7 @@ def covariance_basis(
     References:
       Saha et al., `Gradient Projection Memory <https://arxiv.org/abs/2103.09762>`_, 2021
     """
-    _check_energy(energy)
+    check_energy(energy)
 
     def leading(path: str, leaf: Array) -> Array:
         if leaf.ndim < 2 or leaf.shape[-1] != leaf.shape[-2]:
@@ -149,10 +150,10 @@ def covariance_basis(
                 f"{path}: expected a covariance [..., d, d], got shape {leaf.shape}; "
                 "build it with accumulate_covariance"
             )
-        values, vectors = decompositions.eigh(_checked(path, leaf))
+        values, vectors = decompositions.eigh(checked(path, leaf))
         values, vectors = jnp.flip(values, -1), jnp.flip(vectors, -1)
-        is_kept = _counts(values, tolerance) & _reaches(jnp.maximum(values, 0.0), energy)
-        return _keep(vectors, is_kept)
+        is_kept = counts(values, tolerance) & reaches(jnp.maximum(values, 0.0), energy)
+        return keep(vectors, is_kept)
 
     return map_with_path(leading, covariance)
 
@@ -287,47 +288,9 @@ def _empty(path: str, leaf: Array) -> Array:
     return jnp.zeros((*constrained_shape(path, leaf), 0), jnp.float32)
 
 
-def _is_traced(x: Array) -> bool:
-    """Whether values are unknown, inside ``jit``, ``vmap`` or ``eval_shape``."""
-    return isinstance(x, jax.core.Tracer)
-
-
-def _checked(path: str, leaf: Array) -> Array:
-    """The leaf in float32; raises if a value is not finite, where values are known."""
-    leaf = leaf.astype(jnp.float32)
-    if not _is_traced(leaf) and not bool(jnp.isfinite(leaf).all()):
-        raise ValueError(f"{path}: expected finite values, found NaN or infinity; no subspace")
-    return leaf
-
-
-def _check_energy(energy: float) -> None:
-    if not 0.0 < energy <= 1.0:
-        raise ValueError(f"expected an energy share in (0, 1], got {energy}")
-
-
 def _span(columns: Array, tolerance: float) -> Array:
     """An orthonormal basis ``[..., d, q]`` of the columns' span."""
     if columns.shape[-1] == 0:
         return columns
     u, values = decompositions.svd(columns)
-    return _keep(u, _counts(values, tolerance))
-
-
-def _counts(values: Float[Array, "... n"], tolerance: float) -> Bool[Array, "... n"]:
-    """Which of the descending values count; NaN does, so that it spoils the basis visibly."""
-    return ~(values <= tolerance * values[..., :1])
-
-
-def _reaches(energies: Float[Array, "... n"], energy: float) -> Bool[Array, "... n"]:
-    """Which of the descending energies are needed to hold the share ``energy`` of their sum."""
-    # Summed from the small end: the tail keeps its digits when the share is close to 1.
-    tail = jnp.flip(jnp.cumsum(jnp.flip(energies, -1), axis=-1), -1)
-    return ~(tail <= (1.0 - energy) * tail[..., :1])
-
-
-def _keep(vectors: Float[Array, "... d n"], is_kept: Bool[Array, "... n"]) -> Array:
-    """The kept columns, zero where not kept, cut to the largest count where values are known."""
-    kept = jnp.where(is_kept[..., None, :], vectors, 0.0)
-    if _is_traced(kept):
-        return kept
-    return kept[..., : int(is_kept.sum(-1).max())]
+    return keep(u, counts(values, tolerance))

@@ -1,17 +1,24 @@
 """What the projections read and give on data, summed up: where an activation basis comes from."""
 
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from medcare_jax.data.packing import Batch
 from medcare_jax.models.decoder import Decoder
-from medcare_jax.orthogonality import Side, accumulate_covariance
+from medcare_jax.orthogonality import (
+    Side,
+    Sketch,
+    accumulate_covariance,
+    accumulate_sketch,
+    make_sketch,
+)
 from medcare_jax.params import Tree, flatten, merge, unflatten
 from medcare_jax.sharding import tree_shardings
 
@@ -21,6 +28,16 @@ _LEAVES: dict[str, tuple[str, ...]] = {
     "output": ("lora_b",),
     "both": ("lora_a", "lora_b"),
 }
+
+
+_Total = TypeVar("_Total")
+
+SKETCH_WIDTH = 512
+"""Most directions of an activation basis where projections read more than WHOLE_UP_TO dimensions.
+
+At an energy of 0.5 a hundredth of the space is enough (docs/orthogonality.md).
+"""
+WHOLE_UP_TO = 2048
 
 
 def activation_covariance(
@@ -48,23 +65,73 @@ def activation_covariance(
     Returns:
       Float32 [l, d, d] at each such path; for `covariance_basis`.
     """
-    shapes = {
-        path: jax.ShapeDtypeStruct((*leaf.shape[:-2], *_width(path, leaf)), jnp.float32)
-        for path, leaf in flatten(like).items()
-        if path.rpartition("/")[2] in _LEAVES[side]
-    }
-    places = tree_shardings(mesh, unflatten(shapes))
-    zeros = unflatten({path: jnp.zeros(each.shape, each.dtype) for path, each in shapes.items()})
-    total: Tree = jax.device_put(zeros, places)
+    shapes = _shapes(like, side)
+    zeros = {path: jnp.zeros((*x.shape, x.shape[-1])) for path, x in shapes.items()}
+    total = unflatten(zeros)
+    places = tree_shardings(mesh, total)
+    return _stream(decoder, trees, batches, total, places, tuple(shapes), accumulate_covariance)
+
+
+def activation_sketch(
+    decoder: Decoder,
+    trees: Mapping[str, Tree],
+    batches: Iterable[Batch],
+    like: Tree,
+    mesh: Mesh,
+    key: Array,
+    *,
+    side: Side = "input",
+) -> Sketch:
+    """What `sketch_basis` needs to know of `activation_covariance`, which is never made.
+
+    For 32 layers of a 7B model that would be 20 GB, and each of its matrices to be decomposed.
+
+    Args:
+      decoder: As are all others of `activation_covariance`.
+      trees: See there.
+      batches: See there.
+      like: See there.
+      mesh: See there.
+      key: Of the random probes.
+      side: See there.
+    """
+    shapes = _shapes(like, side)
+    empty = make_sketch(unflatten(shapes), key, width=SKETCH_WIDTH, whole=WHOLE_UP_TO)
+    places = Sketch(
+        tree_shardings(mesh, empty.probes),
+        tree_shardings(mesh, empty.products),
+        jax.tree.map(lambda _: NamedSharding(mesh, P()), empty.traces),
+    )
+    return _stream(decoder, trees, batches, empty, places, tuple(shapes), accumulate_sketch)
+
+
+def _stream(
+    decoder: Decoder,
+    trees: Mapping[str, Tree],
+    batches: Iterable[Batch],
+    total: _Total,
+    places: Any,
+    paths: tuple[str, ...],
+    accumulate: Callable[[_Total, Tree], _Total],
+) -> _Total:
+    """The total with what stands at the paths accumulated over all batches, leaves in place."""
     params = merge(trees)
+    total = jax.device_put(total, places)
     for batch in batches:
-        total = jax.device_put(_add(decoder, params, total, batch), places)
+        total = jax.device_put(_add(decoder, accumulate, paths, params, total, batch), places)
     return total
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _add(decoder: Decoder, params: Tree, total: Tree, batch: Batch) -> Tree:
-    """The sums with those of one batch added."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _add(
+    decoder: Decoder,
+    accumulate: Callable[[_Total, Tree], _Total],
+    paths: tuple[str, ...],
+    params: Tree,
+    total: _Total,
+    batch: Batch,
+) -> _Total:
+    """The total with the activations of one batch added."""
     _, sown = decoder.apply(
         {"params": params}, batch.tokens, batch.positions, batch.segments, mutable=["activations"]
     )
@@ -76,12 +143,18 @@ def _add(decoder: Decoder, params: Tree, total: Tree, batch: Batch) -> Tree:
         found = seen[f"{owner}/{_SOURCES[name]}"][0]
         return jnp.where(is_token, found, jnp.zeros((), found.dtype))
 
-    return dict(
-        accumulate_covariance(total, unflatten({path: of_tokens(path) for path in flatten(total)}))
-    )
+    return accumulate(total, unflatten({path: of_tokens(path) for path in paths}))
 
 
-def _width(path: str, leaf: Array) -> tuple[int, int]:
-    """The constrained axis of a leaf, twice."""
-    size = leaf.shape[-1] if path.endswith("lora_b") else leaf.shape[-2]
-    return size, size
+def _shapes(like: Tree, side: Side) -> dict[str, jax.ShapeDtypeStruct]:
+    """[l, d] of what the projections of a LoRA tree read or give, by path."""
+    return {
+        path: jax.ShapeDtypeStruct((*leaf.shape[:-2], _width(path, leaf)), jnp.float32)
+        for path, leaf in flatten(like).items()
+        if path.rpartition("/")[2] in _LEAVES[side]
+    }
+
+
+def _width(path: str, leaf: Array) -> int:
+    """The constrained axis of a leaf."""
+    return leaf.shape[-1] if path.endswith("lora_b") else leaf.shape[-2]

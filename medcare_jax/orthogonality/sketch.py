@@ -1,0 +1,163 @@
+r"""Leading directions of a covariance that is too large to hold, in one streaming pass.
+
+An FFN of a 7B model reads 11,008 dimensions, so 32 layers of ``[d, d]`` sums are 15 GB, and each
+of them would have to be decomposed. What the covariance :math:`C` makes of a few random probes
+:math:`\Omega` is enough to find its leading eigenvectors (the Nyström approximation
+:math:`C \approx C\Omega\,(\Omega^\top C\Omega)^{+}\,\Omega^\top C`): all that is ever made is
+``[d, k]``, and what is decomposed is ``[k, k]`` and ``[d, k]``.
+
+Source: Tropp et al., Fixed-Rank Approximation of a Positive-Semidefinite Matrix from Streaming
+Data, arXiv:1706.05736.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from medcare_jax.orthogonality import decompositions
+from medcare_jax.orthogonality.leaves import leaves_by_path, map_with_path
+from medcare_jax.orthogonality.selection import check_energy, checked, counts, is_traced, keep
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+_SLACK = 1e-4  # of float32 sums, where an energy share is compared
+
+
+class Sketch(NamedTuple):
+    """What is kept of the covariance ``[..., d, d]`` at each path; float32.
+
+    Attributes:
+      probes: ``[d, k]``; the identity where nothing has to be left out.
+      products: the covariance times the probes, ``[..., d, k]``.
+      traces: of the covariance, ``[...]``.
+    """
+
+    probes: PyTree[Array]
+    products: PyTree[Array]
+    traces: PyTree[Array]
+
+
+def make_sketch(
+    shapes: PyTree[jax.ShapeDtypeStruct], key: Array, *, width: int, whole: int = 0
+) -> Sketch:
+    """The sketch of no activations yet.
+
+    Args:
+      shapes: at each path ``[*stack, d]``: what will be accumulated, without its tokens.
+      key: of the random probes.
+      width: most directions that can be found at a path.
+      whole: up to this ``d`` all directions can be, and the sketch is the covariance itself.
+
+    Examples:
+      >>> import jax
+      >>> shapes = {"lora_a": jax.ShapeDtypeStruct((3, 8), "float32")}
+      >>> make_sketch(shapes, jax.random.key(0), width=4).products["lora_a"].shape
+      (3, 8, 4)
+    """
+    place = {path: i for i, path in enumerate(sorted(leaves_by_path(shapes)))}
+
+    def probes(path: str, shape: Array) -> Array:
+        d = shape.shape[-1]
+        if d <= max(width, whole):
+            return jnp.eye(d)
+        return jax.random.normal(jax.random.fold_in(key, place[path]), (d, width))
+
+    drawn = map_with_path(probes, shapes)
+    zeros = lambda shape, probes: jnp.zeros((*shape.shape, probes.shape[-1]))
+    return Sketch(
+        drawn,
+        jax.tree.map(zeros, shapes, drawn),
+        jax.tree.map(lambda shape: jnp.zeros(shape.shape[:-1]), shapes),
+    )
+
+
+def accumulate_sketch(sketch: Sketch, activations: PyTree[Array]) -> Sketch:
+    """The sketch with more activations added: a pure, streaming sum like `accumulate_covariance`.
+
+    Args:
+      sketch: from `make_sketch`.
+      activations: same paths, ``[*stack, *tokens, d]``, any float dtype; padding must be zero.
+    """
+
+    def rows(x: Array, product: Array) -> Array:
+        stack, d = product.shape[:-2], product.shape[-2]
+        if x.shape[: len(stack)] != stack or x.shape[-1] != d:
+            raise ValueError(
+                f"expected activations [*{stack}, *tokens, {d}] for a sketch {product.shape}, got "
+                f"{x.shape}"
+            )
+        return x.astype(jnp.float32).reshape(*stack, -1, d)
+
+    def add(product: Array, probes: Array, x: Array) -> Array:
+        seen = jnp.einsum("...td,dk->...tk", x, probes, precision=_HIGHEST)
+        return product + jnp.einsum("...td,...tk->...dk", x, seen, precision=_HIGHEST)
+
+    flat = jax.tree.map(rows, activations, sketch.products)
+    return Sketch(
+        sketch.probes,
+        jax.tree.map(add, sketch.products, sketch.probes, flat),
+        jax.tree.map(lambda total, x: total + jnp.square(x).sum((-2, -1)), sketch.traces, flat),
+    )
+
+
+def sketch_basis(sketch: Sketch, *, energy: float, tolerance: float = 1e-6) -> PyTree[Array]:
+    """Basis of the leading eigenvectors of a sketched covariance.
+
+    Equal to `covariance_basis` where the probes are the identity. Elsewhere eigenvalues
+    come out too small rather than too large, so that at least the energy asked for is protected.
+
+    Args:
+      sketch: after `accumulate_sketch`.
+      energy: share of the trace to keep, in (0, 1].
+      tolerance: smallest eigenvalue that counts, relative to the largest.
+
+    Returns:
+      A basis tree, ``[..., d, q]`` at each path.
+
+    Raises:
+      ValueError: ``energy`` out of range or beyond what the width can hold; a value not finite.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> shapes = {"lora_a": jax.ShapeDtypeStruct((3,), "float32")}
+      >>> sketch = make_sketch(shapes, jax.random.key(0), width=8)
+      >>> x = jnp.array([[1.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
+      >>> sketch_basis(accumulate_sketch(sketch, {"lora_a": x}), energy=0.9)["lora_a"].shape
+      (3, 1)
+    """
+    check_energy(energy)
+    probes, traces = leaves_by_path(sketch.probes), leaves_by_path(sketch.traces)
+
+    def leading(path: str, products: Array) -> Array:
+        products, trace = checked(path, products), traces[path][..., None]
+        vectors, values = _eigenvectors(probes[path], products, tolerance)
+        found = jnp.cumsum(values, axis=-1)
+        if not is_traced(found) and products.shape[-1] < products.shape[-2]:
+            _check_found(path, found, trace, energy)
+        is_needed = (found - values) < energy * trace
+        return keep(vectors, counts(values, tolerance) & is_needed)
+
+    return map_with_path(leading, sketch.products)
+
+
+def _eigenvectors(probes: Array, products: Array, tolerance: float) -> tuple[Array, Array]:
+    """Of the Nyström approximation: vectors ``[..., d, k]`` and values, descending."""
+    inner = jnp.einsum("dk,...dj->...kj", probes, products, precision=_HIGHEST)
+    values, vectors = decompositions.eigh((inner + jnp.swapaxes(inner, -1, -2)) / 2.0)
+    is_known = values > tolerance * values[..., -1:]
+    scales = jnp.where(is_known, jax.lax.rsqrt(jnp.where(is_known, values, 1.0)), 0.0)
+    factor = jnp.matmul(products, vectors * scales[..., None, :], precision=_HIGHEST)
+    u, roots = decompositions.svd(factor)
+    return u, roots**2
+
+
+def _check_found(path: str, found: Array, trace: Array, energy: float) -> None:
+    """Raises if all directions of a narrow sketch together do not hold the energy."""
+    held = float((found[..., -1:] / jnp.where(trace == 0.0, 1.0, trace)).min())
+    if held < energy - _SLACK and bool((trace > 0.0).all()):
+        raise ValueError(
+            f"{path}: {found.shape[-1]} directions hold {held:.1%} of the energy of the "
+            f"activations, expected {energy:.1%}; ask for less energy or a wider sketch"
+        )
