@@ -92,7 +92,9 @@ from medcare_jax.orthogonality.projection import (
 from medcare_jax.orthogonality.sketch import (
     Sketch,
     accumulate_sketch,
+    is_whole,
     make_sketch,
+    refine_sketch,
     sketch_basis,
 )
 from medcare_jax.orthogonality.subspace import (
@@ -117,6 +119,7 @@ __all__ = [
     "covariance_basis",
     "effective_rank",
     "extend_basis",
+    "is_whole",
     "leak",
     "make_sketch",
     "max_leak",
@@ -128,6 +131,7 @@ __all__ = [
     "product_basis",
     "project_tree",
     "project_updates",
+    "refine_sketch",
     "removed_share",
     "retract",
     "sketch_basis",

@@ -1,4 +1,4 @@
-r"""Leading directions of a covariance that is too large to hold, in one streaming pass.
+r"""Leading directions of a covariance that is too large to hold, streamed.
 
 An FFN of a 7B model reads 11,008 dimensions, so 32 layers of ``[d, d]`` sums are 15 GB, and each
 of them would have to be decomposed. What the covariance :math:`C` makes of a few random probes
@@ -6,8 +6,12 @@ of them would have to be decomposed. What the covariance :math:`C` makes of a fe
 :math:`C \approx C\Omega\,(\Omega^\top C\Omega)^{+}\,\Omega^\top C`): all that is ever made is
 ``[d, k]``, and what is decomposed is ``[k, k]`` and ``[d, k]``.
 
-Source: Tropp et al., Fixed-Rank Approximation of a Positive-Semidefinite Matrix from Streaming
-Data, arXiv:1706.05736.
+Activations have flat spectra: on what an FFN of SmolLM2-135M reads, random probes find two thirds
+of the energy that the best ``k`` directions hold. A second pass, with the probes that
+`refine_sketch` makes of the first, finds 95 %.
+
+Sources: Tropp et al., Fixed-Rank Approximation of a Positive-Semidefinite Matrix from Streaming
+Data, arXiv:1706.05736; Halko et al., Finding Structure with Randomness, arXiv:0909.4061.
 """
 
 from typing import NamedTuple
@@ -28,7 +32,8 @@ class Sketch(NamedTuple):
     """What is kept of the covariance ``[..., d, d]`` at each path; float32.
 
     Attributes:
-      probes: ``[d, k]``; the identity where nothing has to be left out.
+      probes: ``[d, k]``, or ``[..., d, k]`` once refined; the identity ``[d, d]`` where nothing
+        has to be left out.
       products: the covariance times the probes, ``[..., d, k]``.
       traces: of the covariance, ``[...]``.
     """
@@ -90,7 +95,8 @@ def accumulate_sketch(sketch: Sketch, activations: PyTree[Array]) -> Sketch:
         return x.astype(jnp.float32).reshape(*stack, -1, d)
 
     def add(product: Array, probes: Array, x: Array) -> Array:
-        seen = jnp.einsum("...td,dk->...tk", x, probes, precision=_HIGHEST)
+        letters = "dk" if probes.ndim == 2 else "...dk"
+        seen = jnp.einsum(f"...td,{letters}->...tk", x, probes, precision=_HIGHEST)
         return product + jnp.einsum("...td,...tk->...dk", x, seen, precision=_HIGHEST)
 
     flat = jax.tree.map(rows, activations, sketch.products)
@@ -98,6 +104,37 @@ def accumulate_sketch(sketch: Sketch, activations: PyTree[Array]) -> Sketch:
         sketch.probes,
         jax.tree.map(add, sketch.products, sketch.probes, flat),
         jax.tree.map(lambda total, x: total + jnp.square(x).sum((-2, -1)), sketch.traces, flat),
+    )
+
+
+def is_whole(sketch: Sketch) -> bool:
+    """Whether nothing is left out anywhere, so that a second pass would find the same."""
+    return all(probes.shape[-2] == probes.shape[-1] for probes in jax.tree.leaves(sketch.probes))
+
+
+def refine_sketch(sketch: Sketch) -> Sketch:
+    """The sketch of no activations yet, whose probes are what another sketch has found.
+
+    Accumulated over the same activations it holds almost the energy that the best directions of
+    its width hold.
+
+    Examples:
+      >>> import jax
+      >>> shapes = {"lora_a": jax.ShapeDtypeStruct((3, 8), "float32")}
+      >>> first = make_sketch(shapes, jax.random.key(0), width=4)
+      >>> first = accumulate_sketch(first, {"lora_a": jax.numpy.ones((3, 5, 8))})
+      >>> refine_sketch(first).probes["lora_a"].shape
+      (3, 8, 4)
+    """
+
+    def found(probes: Array, products: Array) -> Array:
+        is_identity = probes.shape[-2] == probes.shape[-1]
+        return jnp.copy(probes) if is_identity else decompositions.qr(products)[0]
+
+    return Sketch(
+        jax.tree.map(found, sketch.probes, sketch.products),
+        jax.tree.map(jnp.zeros_like, sketch.products),
+        jax.tree.map(jnp.zeros_like, sketch.traces),
     )
 
 
@@ -144,7 +181,8 @@ def sketch_basis(sketch: Sketch, *, energy: float, tolerance: float = 1e-6) -> P
 
 def _eigenvectors(probes: Array, products: Array, tolerance: float) -> tuple[Array, Array]:
     """Of the Nyström approximation: vectors ``[..., d, k]`` and values, descending."""
-    inner = jnp.einsum("dk,...dj->...kj", probes, products, precision=_HIGHEST)
+    letters = "dk" if probes.ndim == 2 else "...dk"
+    inner = jnp.einsum(f"{letters},...dj->...kj", probes, products, precision=_HIGHEST)
     values, vectors = decompositions.eigh((inner + jnp.swapaxes(inner, -1, -2)) / 2.0)
     is_known = values > tolerance * values[..., -1:]
     scales = jnp.where(is_known, jax.lax.rsqrt(jnp.where(is_known, values, 1.0)), 0.0)

@@ -1,64 +1,68 @@
 """Between the stages: what DA begins with, and the pass over MKA's data that some bases need."""
 
 import itertools
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 
+from medcare_jax.data.packing import Batch
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS
+from medcare_jax.models.decoder import Decoder
+from medcare_jax.orthogonality import Sketch, is_whole, refine_sketch
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree
 from medcare_jax.run.context import Run
-from medcare_jax.training.activations import activation_covariance, activation_sketch
+from medcare_jax.training.activations import activation_covariance, activation_sketch, empty_sketch
 from medcare_jax.training.loop import device_batches
 from medcare_jax.training.stages import Handover, Stage, begin_alignment, init_adapters
-
-_Collected = TypeVar("_Collected")
 
 
 def hand_over(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Array) -> Handover:
     """What the stage begins with after `base` and `knowledge`, under the run's constraint."""
     constraint = run.settings.constraint
+    is_of_data = constraint.basis == "activation"
     return begin_alignment(
         trees,
         run.decoder(stage.components),
         key,
         constraint=constraint,
-        sketch=(
-            _pass_over_data(activation_sketch, run, stage, trees, jax.random.fold_in(key, 1))
-            if constraint.basis == "activation"
-            else None
-        ),
+        sketch=_sketch(run, stage, trees, jax.random.fold_in(key, 1)) if is_of_data else None,
     )
 
 
 def covariance(run: Run, stage: Stage, trees: Mapping[str, Tree]) -> Tree:
     """Of what the stage's alignment will read on MKA's data, in the model that MKA leaves."""
-    return _pass_over_data(activation_covariance, run, stage, trees)
+    side: Any = run.settings.constraint.side
+    like = _alignment(run, stage)
+    return activation_covariance(*_collecting(run, trees), like, run.mesh, side=side)
 
 
-def _pass_over_data(
-    collect: Callable[..., _Collected],
-    run: Run,
-    stage: Stage,
-    trees: Mapping[str, Tree],
-    *args: jax.Array,
-) -> _Collected:
-    """What is collected from the first `constraint.activation_batches` batches of MKA.
+def _sketch(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Array) -> Sketch:
+    """Of that covariance, where layers are too wide for it from two passes over the data."""
+    side: Any = run.settings.constraint.side
+    empty = empty_sketch(_alignment(run, stage), key, side=side)
+    found = activation_sketch(*_collecting(run, trees), empty, run.mesh)
+    if is_whole(found):
+        return found
+    return activation_sketch(*_collecting(run, trees), refine_sketch(found), run.mesh)
+
+
+def _alignment(run: Run, stage: Stage) -> Tree:
+    """The shapes of the stage's alignment."""
+    decoder = run.decoder(stage.components)
+    return jax.eval_shape(lambda: init_adapters(decoder, jax.random.key(0))[ALIGNMENT])
+
+
+def _collecting(
+    run: Run, trees: Mapping[str, Tree]
+) -> tuple[Decoder, dict[str, Tree], Iterator[Batch]]:
+    """MKA's model, and the first `constraint.activation_batches` batches of MKA.
 
     Their order is drawn by the seed.
     """
-    constraint = run.settings.constraint
-    alignment = jax.eval_shape(
-        lambda: init_adapters(run.decoder(stage.components), jax.random.key(0))[ALIGNMENT]
-    )
     batches = device_batches(run.data.mka, run.mesh, 0)
-    return collect(
+    return (
         run.decoder(KNOWLEDGE_COMPONENTS),
         {BASE: trees[BASE], KNOWLEDGE: trees[KNOWLEDGE]},
-        itertools.islice(batches, constraint.activation_batches),
-        alignment,
-        run.mesh,
-        *args,
-        side=constraint.side,
+        itertools.islice(batches, run.settings.constraint.activation_batches),
     )

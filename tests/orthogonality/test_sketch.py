@@ -14,7 +14,9 @@ from medcare_jax.orthogonality import (
     accumulate_covariance,
     accumulate_sketch,
     covariance_basis,
+    is_whole,
     make_sketch,
+    refine_sketch,
     sketch_basis,
 )
 
@@ -82,6 +84,24 @@ def test_no_less_than_the_energy_asked_for_is_protected(decay, energy, seed):
             assert held(x, sketch_basis(sketch, energy=energy)["lora_a"]) >= energy - 1e-4
         return
     assert held(x, sketch_basis(sketch, energy=energy)["lora_a"]) >= energy - 1e-4
+
+
+def test_a_second_pass_finds_almost_what_the_best_directions_hold():
+    """Of a flat spectrum, where random probes alone miss much."""
+    roots = np.arange(1, 201) ** -0.3
+    x = activations(7, roots, tokens=300)
+    exact = np.cumsum(roots**2) / np.sum(roots**2)
+    first = sketched(x, width=30)
+    second = accumulate_sketch(refine_sketch(first), {"lora_a": jnp.float32(x)})
+    narrow = [sketch_basis(sketch, energy=0.15)["lora_a"] for sketch in (first, second)]
+    assert min(held(x, basis) for basis in narrow) >= 0.15 - 1e-4
+    assert narrow[1].shape[-1] <= 1.3 * (np.searchsorted(exact, 0.15) + 1) < narrow[0].shape[-1]
+    most = 0.85 * exact[29]
+    with pytest.raises(ValueError, match="30 directions hold"):
+        sketch_basis(first, energy=most)
+    assert held(x, sketch_basis(second, energy=most)["lora_a"]) >= most - 1e-4
+    assert not is_whole(second)
+    assert is_whole(sketched(x, width=200))
 
 
 def test_it_streams_and_padding_counts_nothing():

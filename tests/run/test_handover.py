@@ -11,6 +11,7 @@ from medcare_jax.params import BASE, KNOWLEDGE, digest, flatten, split
 from medcare_jax.run.handover import hand_over
 from medcare_jax.settings import ConstraintSettings, MeshSettings
 from medcare_jax.sharding import make_mesh
+from medcare_jax.training import activations
 from tests.helpers import FLOAT32, random_params
 from tests.training.cases import (
     ADAPTERS,
@@ -76,3 +77,13 @@ def test_an_activation_basis_looks_at_as_many_batches_as_asked_for(trees):
     assert digest(again.basis) == digest(start.basis)
     other, _ = handed_over(trees, basis="activation", energy=0.8, activation_batches=4)
     assert digest(other.basis) != digest(start.basis)
+
+
+def test_wide_layers_are_looked_at_twice(trees, monkeypatch):
+    monkeypatch.setattr(activations, "WHOLE_UP_TO", 0)
+    monkeypatch.setattr(activations, "SKETCH_WIDTH", 12)
+    start, taken = handed_over(trees, basis="activation", energy=0.3, activation_batches=3)
+    assert 6 <= taken <= 10
+    assert float(max_leak(start.alignment, start.basis)) < 1e-6
+    widths = {q.shape[-1] for path, q in flatten(start.basis).items() if path.endswith("lora_a")}
+    assert widths <= set(range(1, 13))

@@ -8,11 +8,12 @@ import pytest
 
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS
 from medcare_jax.models.decoder import Decoder
+from medcare_jax.orthogonality import refine_sketch
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, flatten, split
 from medcare_jax.settings import ConstraintSettings, MeshSettings
 from medcare_jax.sharding import batch_sharding, make_mesh, tree_shardings
 from medcare_jax.training import activations
-from medcare_jax.training.activations import activation_covariance, activation_sketch
+from medcare_jax.training.activations import activation_covariance, activation_sketch, empty_sketch
 from medcare_jax.training.stages import MKA, alignment_stage
 from tests.helpers import FLOAT32, abstract_params, random_params
 from tests.training.cases import ADAPTERS, SETTINGS, make_batch, sequences, stage_decoder
@@ -97,7 +98,7 @@ def test_the_same_batches_give_the_same_bits(trees, batches, total):
     assert all((again[path] == total[path]).all() for path in total)
 
 
-def sketch_of(trees, batches, *, mesh=(1, 1, 1)):
+def sketch_of(trees, batches, *, empty=None, mesh=(1, 1, 1)):
     """The sketch of what the projections read and give."""
     count = int(np.prod(mesh))
     mesh = make_mesh(MeshSettings(*mesh), jax.devices()[:count])
@@ -105,8 +106,8 @@ def sketch_of(trees, batches, *, mesh=(1, 1, 1)):
     with jax.set_mesh(mesh):
         placed = jax.device_put(trees, tree_shardings(mesh, trees))
         on_mesh = [jax.device_put(batch, batch_sharding(mesh)) for batch in batches]
-        key = jax.random.key(0)
-        return activation_sketch(DECODER, placed, on_mesh, like, mesh, key, side="both")
+        empty = empty_sketch(like, jax.random.key(0), side="both") if empty is None else empty
+        return activation_sketch(DECODER, placed, on_mesh, empty, mesh)
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 4, 1)])
@@ -114,13 +115,18 @@ def test_a_sketch_is_the_covariance_times_its_probes(trees, batches, total, mesh
     """Whole where a projection reads or gives up to 24 dimensions, of 8 probes elsewhere."""
     monkeypatch.setattr(activations, "WHOLE_UP_TO", 24)
     monkeypatch.setattr(activations, "SKETCH_WIDTH", 8)
-    sketch = sketch_of(trees, batches, mesh=mesh)
-    probes, products = flatten(sketch.probes), flatten(sketch.products)
-    assert products.keys() == total.keys()
-    assert {leaf.shape for leaf in probes.values()} == {(16, 16), (24, 24), (32, 8), (40, 8)}
-    for path, covariance in total.items():
-        expected = covariance @ np.asarray(probes[path], np.float64)
-        bound = 1e-3 * np.abs(expected).max()
-        np.testing.assert_allclose(products[path], expected, rtol=1e-3, atol=bound)
-        traces = np.trace(covariance, axis1=1, axis2=2)
-        np.testing.assert_allclose(flatten(sketch.traces)[path], traces, rtol=1e-3)
+    first = sketch_of(trees, batches, mesh=mesh)
+    assert {leaf.shape for leaf in flatten(first.probes).values()} == {
+        *[(16, 16), (24, 24), (32, 8), (40, 8)]
+    }
+    second = sketch_of(trees, batches, mesh=mesh, empty=refine_sketch(first))
+    assert second.products.keys() == first.products.keys()
+    for sketch in (first, second):
+        for path, covariance in total.items():
+            probes = np.asarray(flatten(sketch.probes)[path], np.float64)
+            expected = covariance @ probes
+            bound = 1e-3 * np.abs(expected).max()
+            found = flatten(sketch.products)[path]
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=bound)
+            traces = np.trace(covariance, axis1=1, axis2=2)
+            np.testing.assert_allclose(flatten(sketch.traces)[path], traces, rtol=1e-3)
