@@ -17,6 +17,7 @@ from medcare_jax.models.aggregators import NO_ADAPTERS, Components
 from medcare_jax.models.attention import packed_mask
 from medcare_jax.models.decoder import Block, RMSNorm
 from medcare_jax.models.families import DecoderSettings
+from medcare_jax.models.rotary import make_rotations, rope_frequencies
 from medcare_jax.params import unflatten
 from medcare_jax.settings import AdapterSettings, ComputeSettings
 
@@ -148,8 +149,9 @@ def _output_blocks(model: StreamedModel) -> Iterator[np.ndarray]:
 def _block(parts: tuple[Any, ...], params: Any, states: jax.Array, segments: jax.Array) -> Any:
     """One layer."""
     positions = jnp.broadcast_to(jnp.arange(states.shape[1]), states.shape[:2])
+    rotations = make_rotations(positions, rope_frequencies(parts[0]))
     mask = packed_mask(segments)
-    return Block(*parts).apply({"params": params}, states, positions, mask, None)[0]
+    return Block(*parts).apply({"params": params}, states, rotations, mask, None)[0]
 
 
 def _wide(values: np.ndarray) -> jax.Array:
