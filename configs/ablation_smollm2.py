@@ -30,6 +30,8 @@ _CELLS = {"protocol": _PROTOCOL, "follow_up": _FOLLOW_UP}
 
 def get_config(cells: str = "protocol") -> ml_collections.ConfigDict:
     """The study with the cells of that name: `protocol` or `follow_up`."""
+    if cells not in _CELLS:
+        raise ValueError(f"no cells {cells!r}; expected one of {', '.join(_CELLS)}")
     study = ml_collections.ConfigDict()
     study.run = _run()
     study.seeds = (0, 1, 2, 3, 4)

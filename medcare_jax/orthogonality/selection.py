@@ -29,10 +29,15 @@ def counts(values: Float[Array, "... n"], tolerance: float) -> Bool[Array, "... 
     return ~(values <= tolerance * values[..., :1])
 
 
-def reaches(energies: Float[Array, "... n"], energy: float) -> Bool[Array, "... n"]:
-    """Which of the descending energies are needed to hold the share ``energy`` of their sum."""
+def reaches(
+    energies: Float[Array, "... n"], energy: float, *, unseen: Array | float = 0.0
+) -> Bool[Array, "... n"]:
+    """Which of the descending energies are needed to hold the share ``energy`` of the whole.
+
+    The whole is their sum and ``unseen``, ``[..., 1]``: the energy of directions not among them.
+    """
     # Summed from the small end: the tail keeps its digits when the share is close to 1.
-    tail = jnp.flip(jnp.cumsum(jnp.flip(energies, -1), axis=-1), -1)
+    tail = jnp.flip(jnp.cumsum(jnp.flip(energies, -1), axis=-1), -1) + unseen
     return ~(tail <= (1.0 - energy) * tail[..., :1])
 
 

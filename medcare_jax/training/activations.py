@@ -35,8 +35,9 @@ _Total = TypeVar("_Total")
 SKETCH_WIDTH = 1024
 """Most directions of an activation basis where projections read more than WHOLE_UP_TO dimensions.
 
-Half of the energy is held by a hundredth of the space on average, by a twentieth where it is
-flattest (SmolLM2-135M); this is a tenth of what an FFN of 7B reads.
+In SmolLM2-135M half of the energy takes a hundredth of the space on average
+(docs/orthogonality.md) and a twentieth where the spectrum is flattest
+(tests/training/test_real_activations.py); this is a tenth of what `down_proj` of 7B reads.
 """
 WHOLE_UP_TO = 2048
 
@@ -74,7 +75,9 @@ def activation_covariance(
 
 
 def empty_sketch(like: Tree, key: Array, *, side: Side = "input") -> Sketch:
-    """What `activation_sketch` begins with: of the FFN of 7B 2.5 GB, where covariances are 20 GB.
+    """What `activation_sketch` begins with.
+
+    Of the FFN of 7B 2.5 GB over all devices, 5 GB once it is refined, where covariances are 20 GB.
 
     Args:
       like: As `activation_covariance`.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import ablation_tiny
+from configs import ablation_smollm2, ablation_tiny
 from medcare_jax.settings import SettingsError
 from medcare_jax.study.settings import KEEP_NOISE, MEDCARE, ONE_LORA, make_study
 
@@ -10,6 +10,19 @@ from medcare_jax.study.settings import KEEP_NOISE, MEDCARE, ONE_LORA, make_study
 @pytest.fixture
 def config():
     return ablation_tiny.get_config().to_dict()
+
+
+def test_the_real_study_and_its_follow_up_share_run_and_baseline():
+    protocol, follow_up = (
+        make_study(ablation_smollm2.get_config(cells)) for cells in ("protocol", "follow_up")
+    )
+    assert protocol == make_study(ablation_smollm2.get_config())
+    assert protocol.seeds == follow_up.seeds == (0, 1, 2, 3, 4)
+    assert protocol.cells[0] == follow_up.cells[0]
+    shared = {cell.name for cell in protocol.cells} & {cell.name for cell in follow_up.cells}
+    assert shared == {protocol.baseline} == {follow_up.baseline}
+    with pytest.raises(ValueError, match="no cells 'folow_up'; expected one of protocol, follow"):
+        ablation_smollm2.get_config("folow_up")
 
 
 def test_the_tiny_study_has_every_variant_and_five_seeds(config):

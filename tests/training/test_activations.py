@@ -23,6 +23,7 @@ STAGE = alignment_stage(
 )
 DECODER = Decoder(SETTINGS, ADAPTERS, KNOWLEDGE_COMPONENTS, FLOAT32)
 LAYER = "model/layers"
+SHAPES = {(16, 16), (24, 24), (32, 8), (40, 8)}  # of probes, if 8 are drawn above 24 dimensions
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +32,23 @@ def trees():
     return {name: parts[name] for name in (BASE, KNOWLEDGE)}
 
 
-def total_of(trees, batches, *, side="both", mesh=(1, 1, 1)):
-    """The sums by path, as float64."""
-    count = int(np.prod(mesh))
-    mesh = make_mesh(MeshSettings(*mesh), jax.devices()[:count])
-    like = split(abstract_params(stage_decoder(STAGE)))[ALIGNMENT]
+def collected(collect, trees, batches, like, mesh, **options):
+    """What is collected from batches on a mesh of that shape."""
+    mesh = make_mesh(MeshSettings(*mesh), jax.devices()[: int(np.prod(mesh))])
     with jax.set_mesh(mesh):
         placed = jax.device_put(trees, tree_shardings(mesh, trees))
         on_mesh = [jax.device_put(batch, batch_sharding(mesh)) for batch in batches]
-        found = activation_covariance(DECODER, placed, on_mesh, like, mesh, side=side)
+        return collect(DECODER, placed, on_mesh, like, mesh, **options)
+
+
+def alignment():
+    """The shapes of the LoRA that will be constrained."""
+    return split(abstract_params(stage_decoder(STAGE)))[ALIGNMENT]
+
+
+def total_of(trees, batches, *, side="both", mesh=(1, 1, 1)):
+    """The sums by path, as float64."""
+    found = collected(activation_covariance, trees, batches, alignment(), mesh, side=side)
     return {path: np.asarray(leaf, np.float64) for path, leaf in flatten(found).items()}
 
 
@@ -98,28 +107,15 @@ def test_the_same_batches_give_the_same_bits(trees, batches, total):
     assert all((again[path] == total[path]).all() for path in total)
 
 
-def sketch_of(trees, batches, *, empty=None, mesh=(1, 1, 1)):
-    """The sketch of what the projections read and give."""
-    count = int(np.prod(mesh))
-    mesh = make_mesh(MeshSettings(*mesh), jax.devices()[:count])
-    like = split(abstract_params(stage_decoder(STAGE)))[ALIGNMENT]
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(trees, tree_shardings(mesh, trees))
-        on_mesh = [jax.device_put(batch, batch_sharding(mesh)) for batch in batches]
-        empty = empty_sketch(like, jax.random.key(0), side="both") if empty is None else empty
-        return activation_sketch(DECODER, placed, on_mesh, empty, mesh)
-
-
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 4, 1)])
 def test_a_sketch_is_the_covariance_times_its_probes(trees, batches, total, mesh, monkeypatch):
     """Whole where a projection reads or gives up to 24 dimensions, of 8 probes elsewhere."""
     monkeypatch.setattr(activations, "WHOLE_UP_TO", 24)
     monkeypatch.setattr(activations, "SKETCH_WIDTH", 8)
-    first = sketch_of(trees, batches, mesh=mesh)
-    assert {leaf.shape for leaf in flatten(first.probes).values()} == {
-        *[(16, 16), (24, 24), (32, 8), (40, 8)]
-    }
-    second = sketch_of(trees, batches, mesh=mesh, empty=refine_sketch(first))
+    empty = empty_sketch(alignment(), jax.random.key(0), side="both")
+    first = collected(activation_sketch, trees, batches, empty, mesh)
+    assert {leaf.shape for leaf in flatten(first.probes).values()} == SHAPES
+    second = collected(activation_sketch, trees, batches, refine_sketch(first), mesh)
     assert second.products.keys() == first.products.keys()
     for sketch in (first, second):
         for path, covariance in total.items():
