@@ -144,6 +144,14 @@ def test_several_processes_are_one(tmp_path, dialogues, alone, processes, mesh):
 
 
 @pytest.mark.slow
+def test_two_processes_find_the_activation_basis_of_one(tmp_path, dialogues):
+    basis = ("--config.constraint.basis=activation", "--config.constraint.energy=0.5")
+    finish(start(tmp_path / "one", dialogues, 1, *basis))
+    finish(start(tmp_path / "two", dialogues, 2, *basis))
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_of_four_and_on_with_two_and_with_one(tmp_path, dialogues, alone):
     workdir = tmp_path / "run"
     four = start(workdir, dialogues, 4)

@@ -9,10 +9,16 @@ import jax
 from medcare_jax.data.packing import Batch
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS
 from medcare_jax.models.decoder import Decoder
-from medcare_jax.orthogonality import Sketch, is_whole, refine_sketch
+from medcare_jax.orthogonality import is_whole
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree
 from medcare_jax.run.context import Run
-from medcare_jax.training.activations import activation_covariance, activation_sketch, empty_sketch
+from medcare_jax.training.activations import (
+    activation_basis,
+    activation_covariance,
+    activation_sketch,
+    empty_sketch,
+    refined_sketch,
+)
 from medcare_jax.training.loop import device_batches
 from medcare_jax.training.stages import Handover, Stage, begin_alignment, init_adapters
 
@@ -20,13 +26,13 @@ from medcare_jax.training.stages import Handover, Stage, begin_alignment, init_a
 def hand_over(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Array) -> Handover:
     """What the stage begins with after `base` and `knowledge`, under the run's constraint."""
     constraint = run.settings.constraint
-    is_of_data = constraint.basis == "activation"
+    of_data = constraint.basis == "activation"
     return begin_alignment(
         trees,
         run.decoder(stage.components),
         key,
         constraint=constraint,
-        sketch=_sketch(run, stage, trees, jax.random.fold_in(key, 1)) if is_of_data else None,
+        data_basis=_data_basis(run, stage, trees, jax.random.fold_in(key, 1)) if of_data else None,
     )
 
 
@@ -37,14 +43,16 @@ def covariance(run: Run, stage: Stage, trees: Mapping[str, Tree]) -> Tree:
     return activation_covariance(*_collecting(run, trees), like, run.mesh, side=side)
 
 
-def _sketch(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Array) -> Sketch:
-    """Of that covariance, where layers are too wide for it from two passes over the data."""
-    side: Any = run.settings.constraint.side
+def _data_basis(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Array) -> Tree:
+    """Of that covariance; where layers are too wide for it, from two passes over the data."""
+    constraint = run.settings.constraint
+    side: Any = constraint.side
     empty = empty_sketch(_alignment(run, stage), key, side=side)
     found = activation_sketch(*_collecting(run, trees), empty, run.mesh)
-    if is_whole(found):
-        return found
-    return activation_sketch(*_collecting(run, trees), refine_sketch(found), run.mesh)
+    if not is_whole(found):
+        again = refined_sketch(found, run.mesh)
+        found = activation_sketch(*_collecting(run, trees), again, run.mesh)
+    return activation_basis(found, run.mesh, energy=constraint.energy)
 
 
 def _alignment(run: Run, stage: Stage) -> Tree:

@@ -27,12 +27,10 @@ from medcare_jax.models.aggregators import (
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.folding import fold
 from medcare_jax.orthogonality import (
-    Sketch,
     extend_basis,
     orthonormal_basis,
     product_basis,
     project_tree,
-    sketch_basis,
 )
 from medcare_jax.params import (
     ALIGNMENT,
@@ -116,7 +114,7 @@ def begin_alignment(
     key: Array,
     *,
     constraint: ConstraintSettings,
-    sketch: Sketch | None = None,
+    data_basis: Tree | None = None,
 ) -> Handover:
     """From the end of MKA to the start of DA: drop noise, merge attention, basis, new module.
 
@@ -127,7 +125,7 @@ def begin_alignment(
       constraint: Where the basis comes from, and whether the alignment starts inside its
         complement, as the projection of its updates needs; a penalty or no constraint starts
         anywhere.
-      sketch: Of the activations, see `training/activations.py`; for `activation` only.
+      data_basis: From `training/activations.py`; for `activation` only.
 
     Returns:
       The frozen trees, the alignment module and the basis it has to keep off.
@@ -135,7 +133,7 @@ def begin_alignment(
     knowledge = select(trees[KNOWLEDGE], FFN_PROJECTIONS)
     attention = select(trees[KNOWLEDGE], ATTENTION_PROJECTIONS)
     alignment = init_adapters(decoder, key)[ALIGNMENT]
-    basis = extend_basis(protected_basis(knowledge, constraint, sketch), alignment)
+    basis = extend_basis(protected_basis(knowledge, constraint, data_basis), alignment)
     return Handover(
         base=fold(merge({BASE: trees[BASE], KNOWLEDGE: attention}), decoder.adapters),
         knowledge=knowledge,
@@ -149,18 +147,18 @@ def begin_alignment(
 
 
 def protected_basis(
-    knowledge: Tree, constraint: ConstraintSettings, sketch: Sketch | None = None
+    knowledge: Tree, constraint: ConstraintSettings, data_basis: Tree | None = None
 ) -> Tree:
     """The subspace that the alignment has to keep off, from where the settings say.
 
     Raises:
-      ValueError: An activation basis without a sketch, or one that cannot hold the energy.
+      ValueError: `activation`, and no basis of data.
     """
     side: Any = constraint.side
     if constraint.basis == "activation":
-        if sketch is None:
-            raise ValueError("expected a sketch for constraint.basis = 'activation', got none")
-        return dict(sketch_basis(sketch, energy=constraint.energy))
+        if data_basis is None:
+            raise ValueError("constraint.basis = 'activation': expected a basis of data, got none")
+        return data_basis
     if constraint.basis == "svd":
         return product_basis(
             knowledge, energy=constraint.energy, side=side, tolerance=constraint.tolerance

@@ -8,12 +8,18 @@ import pytest
 
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS
 from medcare_jax.models.decoder import Decoder
-from medcare_jax.orthogonality import refine_sketch
+from medcare_jax.orthogonality import refine_sketch, sketch_basis
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, flatten, split
 from medcare_jax.settings import ConstraintSettings, MeshSettings
 from medcare_jax.sharding import batch_sharding, make_mesh, tree_shardings
 from medcare_jax.training import activations
-from medcare_jax.training.activations import activation_covariance, activation_sketch, empty_sketch
+from medcare_jax.training.activations import (
+    activation_basis,
+    activation_covariance,
+    activation_sketch,
+    empty_sketch,
+    refined_sketch,
+)
 from medcare_jax.training.stages import MKA, alignment_stage
 from tests.helpers import FLOAT32, abstract_params, random_params
 from tests.training.cases import ADAPTERS, SETTINGS, make_batch, sequences, stage_decoder
@@ -126,3 +132,27 @@ def test_a_sketch_is_the_covariance_times_its_probes(trees, batches, total, mesh
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=bound)
             traces = np.trace(covariance, axis1=1, axis2=2)
             np.testing.assert_allclose(flatten(sketch.traces)[path], traces, rtol=1e-3)
+
+
+def test_the_basis_of_a_sketch_on_a_mesh_is_found_on_the_host(trees, batches, monkeypatch):
+    monkeypatch.setattr(activations, "WHOLE_UP_TO", 24)
+    monkeypatch.setattr(activations, "SKETCH_WIDTH", 8)
+    shape = (2, 4, 1)
+    empty = empty_sketch(alignment(), jax.random.key(0), side="both")
+    sketch = collected(activation_sketch, trees, batches, empty, shape)
+    mesh = make_mesh(MeshSettings(*shape))
+    assert max(len(leaf.devices()) for leaf in jax.tree.leaves(sketch)) == 8
+    expected = flatten(sketch_basis(sketch, energy=0.2))
+    found = flatten(activation_basis(sketch, mesh, energy=0.2))
+    assert found.keys() == expected.keys()
+    for path, basis in found.items():
+        assert isinstance(basis, np.ndarray)
+        assert basis.shape == expected[path].shape
+        wanted = np.asarray(expected[path])
+        np.testing.assert_allclose(
+            basis @ basis.swapaxes(-1, -2), wanted @ wanted.swapaxes(-1, -2), atol=1e-4
+        )
+    again = refined_sketch(sketch, mesh)
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(again)} == {1}
+    for path, probes in flatten(refine_sketch(sketch).probes).items():
+        np.testing.assert_allclose(flatten(again.probes)[path], probes, atol=1e-4)

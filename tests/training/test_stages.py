@@ -14,7 +14,7 @@ from medcare_jax.models.aggregators import (
     KNOWLEDGE_COMPONENTS,
 )
 from medcare_jax.models.decoder import Decoder
-from medcare_jax.orthogonality import accumulate_sketch, make_sketch, max_leak
+from medcare_jax.orthogonality import max_leak
 from medcare_jax.params import (
     ALIGNMENT,
     BASE,
@@ -50,14 +50,14 @@ def trees():
     return split(random_params(stage_decoder(MKA), seed=5))
 
 
-def handover(trees, *, stage=DA, seed=1, sketch=None, **constraint):
+def handover(trees, *, stage=DA, seed=1, data_basis=None, **constraint):
     """What DA begins with."""
     return begin_alignment(
         trees,
         stage_decoder(stage),
         jax.random.key(seed),
         constraint=ConstraintSettings(**constraint),
-        sketch=sketch,
+        data_basis=data_basis,
     )
 
 
@@ -220,20 +220,16 @@ def test_the_output_side_is_protected_where_it_is_asked_for(trees):
     }
 
 
-def test_an_activation_basis_comes_from_the_sketch(trees):
+def test_an_activation_basis_is_that_of_data(trees):
     path = "model/layers/mlp/up_proj/lora_a"
-    shapes = unflatten({path: jax.ShapeDtypeStruct((3, 24), jnp.float32)})
-    rows = jnp.asarray(np.diag(2.0 ** -np.arange(24)), jnp.float32)  # energies .75, .19, ...
-    sketch = accumulate_sketch(
-        make_sketch(shapes, jax.random.key(0), width=24), unflatten({path: jnp.stack([rows] * 3)})
-    )
-    start = handover(trees, basis="activation", energy=0.9, sketch=sketch)
+    leading = np.stack([np.eye(24, 2, dtype=np.float32)] * 3)
+    data_basis = unflatten({path: leading})
+    start = handover(trees, basis="activation", data_basis=data_basis)
     basis = flatten(start.basis)
-    assert basis[path].shape == (3, 24, 2)
-    np.testing.assert_allclose(np.abs(basis[path][1]), np.eye(24)[:, :2], atol=1e-5)
+    np.testing.assert_array_equal(basis[path], leading)
     assert {leaf.shape[-1] for other, leaf in basis.items() if other != path} == {0}
     assert np.abs(flatten(start.alignment)[path][:, :2]).max() < 1e-6
-    with pytest.raises(ValueError, match="expected a sketch"):
+    with pytest.raises(ValueError, match="expected a basis of data"):
         handover(trees, basis="activation")
 
 
