@@ -24,6 +24,8 @@ _PROTOCOL = (
 _FOLLOW_UP = (
     _NONE,
     {"name": "projection activation 0.5", "constraint": {"basis": "activation", "energy": 0.5}},
+    # What learning less buys without any constraint.
+    {**_NONE, "name": "none, half the rate", "da": {"learning_rate": 1e-3}},
 )
 _CELLS = {"protocol": _PROTOCOL, "follow_up": _FOLLOW_UP}
 

@@ -15,13 +15,20 @@ from medcare_jax.data.packing import Batch
 from medcare_jax.models.aggregators import FFN_PROJECTIONS, MKA_COMPONENTS, NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.families import DecoderSettings
-from medcare_jax.orthogonality import extend_basis, orthonormal_basis
+from medcare_jax.orthogonality import extend_basis
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree
-from medcare_jax.settings import DTYPES, Settings
+from medcare_jax.settings import DTYPES, ConstraintSettings, Settings
 from medcare_jax.sharding import batch_sharding, check_replicated, tree_shardings
+from medcare_jax.training.activations import widest_basis
 from medcare_jax.training.loop import jit_step
 from medcare_jax.training.optimizer import make_optimizer
-from medcare_jax.training.stages import MKA, alignment_stage, init_adapters, select
+from medcare_jax.training.stages import (
+    MKA,
+    alignment_stage,
+    init_adapters,
+    protected_basis,
+    select,
+)
 from medcare_jax.training.step import TrainState, make_state, make_train_step
 
 
@@ -98,7 +105,7 @@ def _abstract_step(
         recipe, everything = s.da, {BASE: base, **trees}
         learning = {name: everything[name] for name in alignment.learning}
         frozen = {name: tree for name, tree in everything.items() if name not in learning}
-        basis = jax.eval_shape(_basis, trees[KNOWLEDGE], trees[ALIGNMENT], learning)
+        basis = _abstract_basis(s.constraint, trees[KNOWLEDGE], trees[ALIGNMENT], learning)
     constraint = s.constraint if basis else None
     optimizer = make_optimizer(recipe, 1000, constraint=constraint)
     step = make_train_step(
@@ -114,10 +121,19 @@ def _abstract_step(
     return model, state, frozen, step
 
 
-def _basis(knowledge: Tree, alignment: Tree, learning: dict[str, Tree]) -> dict[str, Tree]:
-    """The subspace of full rank that the run computes at the hand-over."""
-    basis = extend_basis(orthonormal_basis(knowledge), alignment)
-    return dict(extend_basis({ALIGNMENT: basis}, learning))
+def _abstract_basis(
+    constraint: ConstraintSettings, knowledge: Tree, alignment: Tree, learning: dict[str, Tree]
+) -> dict[str, Tree]:
+    """The largest subspace that the run may find at the hand-over."""
+    side: Any = constraint.side
+    data_basis = widest_basis(alignment, energy=constraint.energy, side=side)
+
+    def extended(knowledge: Tree, alignment: Tree, data_basis: Tree) -> dict[str, Tree]:
+        basis = extend_basis(protected_basis(knowledge, constraint, data_basis), alignment)
+        return dict(extend_basis({ALIGNMENT: basis}, learning))
+
+    basis: dict[str, Tree] = jax.eval_shape(extended, knowledge, alignment, data_basis)
+    return basis
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

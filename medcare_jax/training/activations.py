@@ -1,6 +1,7 @@
 """What the projections read and give on data, summed up: where an activation basis comes from."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -135,6 +136,33 @@ def activation_basis(sketch: Sketch, mesh: Mesh, *, energy: float) -> Tree:
         alone = Sketch(*({path: flatten(part)[path]} for part in sketch))
         bases[path] = jax.device_get(sketch_basis(_on_host(alone, mesh), energy=energy))[path]
     return unflatten(bases)
+
+
+def widest_basis(like: Tree, *, energy: float, side: Side = "input") -> Tree:
+    """Shapes of the largest basis that `activation_basis` may give, for plans.
+
+    The leading k of d directions hold at least k / d of the energy, so no more are needed than
+    that share of d, nor can be found than the sketch has probes.
+
+    Args:
+      like: As `activation_covariance`.
+      energy: As `sketch_basis`.
+      side: As `activation_covariance`.
+
+    Examples:
+      >>> like = {"lora_a": jax.ShapeDtypeStruct((32, 4096, 32), "float32")}
+      >>> widest_basis(like, energy=0.1)["lora_a"].shape
+      (32, 4096, 410)
+      >>> widest_basis(like, energy=0.9)["lora_a"].shape
+      (32, 4096, 1024)
+    """
+
+    def widest(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        d = shape.shape[-1]
+        most = d if d <= max(WHOLE_UP_TO, SKETCH_WIDTH) else SKETCH_WIDTH
+        return shape.update(shape=(*shape.shape, min(math.ceil(energy * d), most)))
+
+    return unflatten({path: widest(shape) for path, shape in _shapes(like, side).items()})
 
 
 def refined_sketch(sketch: Sketch, mesh: Mesh) -> Sketch:

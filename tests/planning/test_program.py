@@ -1,5 +1,6 @@
 """The abstract step has the run's own trees, shapes, dtypes and places."""
 
+import dataclasses
 import functools
 
 import jax
@@ -18,11 +19,22 @@ ASKED = settings(**{"mesh.fsdp": 4, "mesh.tensor": 2, "base.dtype": "bfloat16"})
 
 
 @functools.cache
-def built(stage):
+def built(stage, **constraint):
     """The abstract step of a stage and its mesh."""
-    mesh = make_mesh(ASKED.mesh)
+    changed = dataclasses.replace(ASKED.constraint, **constraint)
+    asked = dataclasses.replace(ASKED, constraint=changed)
+    mesh = make_mesh(asked.mesh)
     with jax.set_mesh(mesh):
-        return program.build(ASKED, base_shape(ASKED.base)[0], stage, mesh), mesh
+        return program.build(asked, base_shape(asked.base)[0], stage, mesh), mesh
+
+
+def widths(made):
+    """Protected directions by projection and side, where there are any."""
+    return {
+        tuple(path.split("/")[-2:]): leaf.shape
+        for path, leaf in flatten(made.state.basis[ALIGNMENT]).items()
+        if leaf.size
+    }
 
 
 def test_the_aggregation_learns_knowledge_and_noise_over_a_frozen_base():
@@ -43,16 +55,27 @@ def test_the_alignment_learns_beside_frozen_knowledge_of_the_ffn_alone():
     assert set(made.frozen) == {BASE, KNOWLEDGE}
     assert set(made.state.learning) == {ALIGNMENT}
     assert not any("self_attn" in path for path in flatten(made.frozen[KNOWLEDGE]))
-    widths = {
-        path.split("/")[-2]: leaf.shape
-        for path, leaf in flatten(made.state.basis[ALIGNMENT]).items()
-        if path.endswith("lora_a") and leaf.size
-    }
     rank = ASKED.adapters.rank * ASKED.adapters.shared_experts
-    assert widths == {
-        "gate_proj": (LAYERS, HIDDEN, rank),
-        "up_proj": (LAYERS, HIDDEN, rank),
-        "down_proj": (LAYERS, FFN, rank),
+    assert widths(made) == {
+        ("gate_proj", "lora_a"): (LAYERS, HIDDEN, rank),
+        ("up_proj", "lora_a"): (LAYERS, HIDDEN, rank),
+        ("down_proj", "lora_a"): (LAYERS, FFN, rank),
+    }
+
+
+def test_the_basis_has_the_size_that_the_constraint_asks_for():
+    rank = ASKED.adapters.rank * ASKED.adapters.shared_experts
+    made, _ = built("da", side="output", basis="svd")
+    assert widths(made) == {
+        ("gate_proj", "lora_b"): (LAYERS, FFN, rank),
+        ("up_proj", "lora_b"): (LAYERS, FFN, rank),
+        ("down_proj", "lora_b"): (LAYERS, HIDDEN, rank),
+    }
+    made, _ = built("da", basis="activation", energy=0.5)
+    assert widths(made) == {  # at most: half of the directions hold at least half of the energy
+        ("gate_proj", "lora_a"): (LAYERS, HIDDEN, HIDDEN // 2),
+        ("up_proj", "lora_a"): (LAYERS, HIDDEN, HIDDEN // 2),
+        ("down_proj", "lora_a"): (LAYERS, FFN, FFN // 2),
     }
 
 
