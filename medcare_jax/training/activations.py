@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import jax
@@ -23,7 +24,8 @@ from medcare_jax.orthogonality import (
     sketch_basis,
 )
 from medcare_jax.params import Tree, flatten, merge, unflatten
-from medcare_jax.sharding import tree_shardings
+from medcare_jax.settings import MeshSettings
+from medcare_jax.sharding import make_mesh, tree_shardings
 
 _SOURCES = {"lora_a": "inputs", "lora_b": "outputs"}
 _LEAVES: dict[str, tuple[str, ...]] = {
@@ -133,8 +135,9 @@ def activation_basis(sketch: Sketch, mesh: Mesh, *, energy: float) -> Tree:
     """
     bases = {}
     for path in flatten(sketch.products):
-        alone = Sketch(*({path: flatten(part)[path]} for part in sketch))
-        bases[path] = jax.device_get(sketch_basis(_on_host(alone, mesh), energy=energy))[path]
+        alone = _on_host(Sketch(*({path: flatten(part)[path]} for part in sketch)), mesh)
+        with _host():
+            bases[path] = jax.device_get(sketch_basis(alone, energy=energy))[path]
     return unflatten(bases)
 
 
@@ -167,15 +170,21 @@ def widest_basis(like: Tree, *, energy: float, side: Side = "input") -> Tree:
 
 def refined_sketch(sketch: Sketch, mesh: Mesh) -> Sketch:
     """`refine_sketch` of a sketch on the mesh, in the host's memory for the same reason."""
-    return refine_sketch(_on_host(sketch, mesh))
+    on_host = _on_host(sketch, mesh)
+    with _host():
+        refined: Sketch = jax.device_get(refine_sketch(on_host))
+    return refined
 
 
 def _on_host(sketch: Sketch, mesh: Mesh) -> Sketch:
-    """The whole sketch on the host's CPU; each leaf is gathered by itself."""
-    cpu, whole = jax.local_devices(backend="cpu")[0], NamedSharding(mesh, P())
-    return jax.tree.map(
-        lambda leaf: jax.device_put(jax.device_get(jax.device_put(leaf, whole)), cpu), sketch
-    )
+    """The whole sketch as NumPy arrays; each leaf is gathered by itself."""
+    whole = NamedSharding(mesh, P())
+    return jax.tree.map(lambda leaf: jax.device_get(jax.device_put(leaf, whole)), sketch)
+
+
+def _host() -> AbstractContextManager[object]:
+    """A context whose computations run on the host's CPU, whatever mesh the run is on."""
+    return jax.set_mesh(make_mesh(MeshSettings(1, 1, 1), jax.local_devices(backend="cpu")[:1]))
 
 
 def _stream(

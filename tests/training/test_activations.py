@@ -143,7 +143,9 @@ def test_the_basis_of_a_sketch_on_a_mesh_is_found_on_the_host(trees, batches, mo
     mesh = make_mesh(MeshSettings(*shape))
     assert max(len(leaf.devices()) for leaf in jax.tree.leaves(sketch)) == 8
     expected = flatten(sketch_basis(sketch, energy=0.2))
-    found = flatten(activation_basis(sketch, mesh, energy=0.2))
+    with jax.set_mesh(mesh):  # as in a run
+        found = flatten(activation_basis(sketch, mesh, energy=0.2))
+        again = refined_sketch(sketch, mesh)
     assert found.keys() == expected.keys()
     for path, basis in found.items():
         assert isinstance(basis, np.ndarray)
@@ -152,7 +154,6 @@ def test_the_basis_of_a_sketch_on_a_mesh_is_found_on_the_host(trees, batches, mo
         np.testing.assert_allclose(
             basis @ basis.swapaxes(-1, -2), wanted @ wanted.swapaxes(-1, -2), atol=1e-4
         )
-    again = refined_sketch(sketch, mesh)
-    assert {len(leaf.devices()) for leaf in jax.tree.leaves(again)} == {1}
+    assert {type(leaf) for leaf in jax.tree.leaves(again)} == {np.ndarray}
     for path, probes in flatten(refine_sketch(sketch).probes).items():
         np.testing.assert_allclose(flatten(again.probes)[path], probes, atol=1e-4)
