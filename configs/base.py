@@ -61,6 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.adapters.experts = 8  # of the noise aggregator
     config.adapters.experts_per_token = 2
     config.adapters.dropout = 0.05  # on the input of attention knowledge, and of all A in DA
+    # Constrained by a basis of `activation` alone: the attention's knowledge is merged, not kept.
     config.adapters.alignment_on_attention = False
 
     config.data = ml_collections.ConfigDict()

@@ -147,6 +147,10 @@ def test_several_processes_are_one(tmp_path, dialogues, alone, processes, mesh):
 def test_two_processes_find_the_activation_basis_of_one(tmp_path, dialogues):
     basis = ("--config.constraint.basis=activation", "--config.constraint.energy=0.5")
     finish(start(tmp_path / "one", dialogues, 1, *basis))
+    two = start(tmp_path / "two", dialogues, 2, *basis)
+    wait_for_step(tmp_path / "two", "da", 2, two)
+    two[1].send_signal(signal.SIGTERM)
+    finish(two)
     finish(start(tmp_path / "two", dialogues, 2, *basis))
     assert_same_run(tmp_path / "two", tmp_path / "one")
 

@@ -98,17 +98,31 @@ def accumulate_sketch(sketch: Sketch, activations: PyTree[Array]) -> Sketch:
                 f"expected activations [*{stack}, *tokens, {d}] for a sketch {product.shape}, got "
                 f"{x.shape}"
             )
-        return x.astype(jnp.float32).reshape(*stack, -1, d)
-
-    def add(product: Array, probes: Array, x: Array) -> Array:
-        seen = jnp.matmul(x, probes, precision=_HIGHEST)
-        return product + jnp.einsum("...td,...tk->...dk", x, seen, precision=_HIGHEST)
+        return x.reshape(*stack, -1, d)
 
     flat = jax.tree.map(rows, activations, sketch.products)
     return Sketch(
         sketch.probes,
-        jax.tree.map(add, sketch.products, sketch.probes, flat),
-        jax.tree.map(lambda total, x: total + jnp.square(x).sum((-2, -1)), sketch.traces, flat),
+        jax.tree.map(_add_rows, sketch.products, sketch.probes, flat),
+        jax.tree.map(lambda total, x: total + _energy(x), sketch.traces, flat),
+    )
+
+
+def _add_rows(products: Array, probes: Array, x: Array) -> Array:
+    """The products with C's part of rows ``[..., t, d]``; of one matrix at a time in float32."""
+    if x.ndim == 2:
+        wide = x.astype(jnp.float32)
+        seen = jnp.matmul(wide, probes, precision=_HIGHEST)
+        return products + jnp.matmul(wide.T, seen, precision=_HIGHEST)
+    if probes.ndim == products.ndim:
+        return jax.lax.map(lambda each: _add_rows(*each), (products, probes, x))
+    return jax.lax.map(lambda each: _add_rows(each[0], probes, each[1]), (products, x))
+
+
+def _energy(x: Array) -> Array:
+    """The sum of squares of rows ``[..., t, d]``, float32."""
+    return jnp.einsum(
+        "...td,...td->...", x, x, precision=_HIGHEST, preferred_element_type=jnp.float32
     )
 
 

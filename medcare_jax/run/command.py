@@ -6,6 +6,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 
 from medcare_jax import distributed, interrupts
@@ -18,6 +19,12 @@ _STOPPED_CODE = flags.DEFINE_integer(
     "one that it restarts on, such as 42 with XPK.",
     lower_bound=0,
     upper_bound=125,
+)
+
+_FULL = (
+    "the device's memory is full. In training: raise data.accumulation, lower data.rows, set "
+    "compute.remat = 'full', or cut the model more (mesh.fsdp, mesh.tensor); tools/plan.py says "
+    "what fits. In evaluation: lower the batch. JAX says:"
 )
 
 
@@ -72,10 +79,18 @@ def _guarded(main: Callable[[], None], argv: list[str]) -> None:
         raise
 
 
+def _is_device_full(error: Exception) -> bool:
+    """Whether the device has not the memory that a program or an array needs."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
 def _explain(error: Exception) -> bool:
     """Says on one screen what a user can mend; if nobody can, shows where it happened."""
     if (loss := distributed.lost_peer(error)) is not None:
         print(f"\n{loss}", file=sys.stderr)
+        return True
+    if _is_device_full(error) and not _DEBUG.value:
+        print(f"\n{_FULL}\n{str(error).splitlines()[0]}", file=sys.stderr)
         return True
     if isinstance(error, ValueError | OSError | ArithmeticError) and not _DEBUG.value:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)

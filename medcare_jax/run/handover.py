@@ -1,17 +1,21 @@
 """Between the stages: what DA begins with, and the pass over MKA's data that some bases need."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
+from medcare_jax.agreement import check_same
 from medcare_jax.data.packing import Batch
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.orthogonality import is_whole
-from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree, digest
 from medcare_jax.run.context import Run
+from medcare_jax.run.restore import read_basis
+from medcare_jax.settings import ConstraintSettings
 from medcare_jax.training.activations import (
     activation_basis,
     activation_covariance,
@@ -23,16 +27,35 @@ from medcare_jax.training.loop import device_batches
 from medcare_jax.training.stages import Handover, Stage, begin_alignment, init_adapters
 
 
+def check_host(constraint: ConstraintSettings) -> None:
+    """Raises unless what the hand-over computes on the host can be computed there.
+
+    Raises:
+      ValueError: JAX was told to leave the CPU out.
+    """
+    if constraint.basis != "activation":
+        return
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise ValueError(
+            "constraint.basis = 'activation' is decomposed on the host's CPU, and JAX has none: "
+            f"{error}; leave JAX_PLATFORMS unset, or add cpu to it, such as JAX_PLATFORMS=tpu,cpu"
+        ) from None
+
+
 def hand_over(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Array) -> Handover:
-    """What the stage begins with after `base` and `knowledge`, under the run's constraint."""
-    constraint = run.settings.constraint
-    of_data = constraint.basis == "activation"
+    """What the stage begins with after `base` and `knowledge`, under the run's constraint.
+
+    A basis of data is not looked for again where the stage has a checkpoint: it is in there.
+    """
+    constraint, data_basis = run.settings.constraint, None
+    if constraint.basis == "activation":
+        data_basis = read_basis(run.workdir, stage.name)
+        if data_basis is None:
+            data_basis = _data_basis(run, stage, trees, jax.random.fold_in(key, 1))
     return begin_alignment(
-        trees,
-        run.decoder(stage.components),
-        key,
-        constraint=constraint,
-        data_basis=_data_basis(run, stage, trees, jax.random.fold_in(key, 1)) if of_data else None,
+        trees, run.decoder(stage.components), key, constraint=constraint, data_basis=data_basis
     )
 
 
@@ -40,7 +63,10 @@ def covariance(run: Run, stage: Stage, trees: Mapping[str, Tree]) -> Tree:
     """Of what the stage's alignment will read on MKA's data, in the model that MKA leaves."""
     side: Any = run.settings.constraint.side
     like = _alignment(run, stage)
-    return activation_covariance(*_collecting(run, trees), like, run.mesh, side=side)
+    parts = run.settings.data.accumulation
+    return activation_covariance(
+        *_collecting(run, trees), like, run.mesh, side=side, accumulation=parts
+    )
 
 
 def _data_basis(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Array) -> Tree:
@@ -48,11 +74,15 @@ def _data_basis(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Arra
     constraint = run.settings.constraint
     side: Any = constraint.side
     empty = empty_sketch(_alignment(run, stage), key, side=side)
-    found = activation_sketch(*_collecting(run, trees), empty, run.mesh)
+    collect = functools.partial(
+        activation_sketch, mesh=run.mesh, accumulation=run.settings.data.accumulation
+    )
+    found = collect(*_collecting(run, trees), empty)
     if not is_whole(found):
-        again = refined_sketch(found, run.mesh)
-        found = activation_sketch(*_collecting(run, trees), again, run.mesh)
-    return activation_basis(found, run.mesh, energy=constraint.energy)
+        found = collect(*_collecting(run, trees), refined_sketch(found, run.mesh))
+    basis = activation_basis(found, run.mesh, energy=constraint.energy)
+    check_same("the basis of activations", digest(basis))
+    return basis
 
 
 def _alignment(run: Run, stage: Stage) -> Tree:

@@ -32,7 +32,7 @@ from medcare_jax.run import outputs
 from medcare_jax.run.context import Run
 from medcare_jax.run.data import check_files, open_data, total_steps
 from medcare_jax.run.facts import run_facts
-from medcare_jax.run.handover import hand_over
+from medcare_jax.run.handover import check_host, hand_over
 from medcare_jax.run.progress import Display
 from medcare_jax.run.workdir import hold
 from medcare_jax.settings import ConstraintSettings, Settings, StageSettings
@@ -71,6 +71,7 @@ def run_job(settings: Settings, workdir: pathlib.Path, display: Display) -> None
     with together():
         mesh = make_mesh(settings.mesh)
         check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
+        check_host(settings.constraint)
     check_same("the config", repr(settings))
     with naming_full_disk(workdir), hold(workdir), jax.set_mesh(mesh):
         display.line(_hardware(mesh))
@@ -87,7 +88,7 @@ def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: 
     display.line(f"base: {base.name}, {base.settings.num_layers} layers")
     data = open_data(settings, base.tokenizer, workdir, show_progress=display.is_live)
     display.line(outputs.data_summary(data))
-    warnings = outputs.data_warnings(data) + outputs.constraint_warnings(settings.constraint)
+    warnings = outputs.data_warnings(data) + outputs.constraint_warnings(settings)
     for warning in warnings:
         display.line(f"WARNING: {warning}")
     return Run(settings, workdir, display, mesh, base, data)
@@ -106,17 +107,19 @@ class Job:
         trees = {BASE: self.run.base.params}
         # What each state of the model is made of; its base is never read back for a digest.
         weights = f"{self.run.base.digest} {self.run.settings.base.dtype}"
-        if not (self.run.workdir / "config.json").exists():
+        # Until there is a checkpoint, what an earlier start was told counts for nothing.
+        if not any(self.run.workdir.glob("*/checkpoints/*")):
             self._write_records()
         self.score(BASE_STAGE, NO_ADAPTERS, trees, weights)
         trees[KNOWLEDGE] = self.train_mka().learning[KNOWLEDGE]
+        self._write_records()
         weights += f" {digest(trees[KNOWLEDGE])}"
         self.score(MKA.name, KNOWLEDGE_COMPONENTS, trees, weights)
         trees = self.train_da(trees)
+        self._write_records()
         weights += f" {digest({name: tree for name, tree in trees.items() if name != BASE})}"
         self.score(self.da.name, self.da.components, trees, weights)
         self.run.display.headline("export and report")
-        self._write_records()
         outputs.export(self.run, trees, weights=weights)
         if distributed.is_first():
             outputs.report(self.run)
@@ -162,7 +165,7 @@ class Job:
             outputs.score(self.run, name, components, trees, weights=weights)
 
     def _write_records(self) -> None:
-        """What was asked for and found; at the end anew, for what may change on resume."""
+        """What was asked for and found; after a stage anew, for what may change on resume."""
         if distributed.is_first():
             write_json(self.run.workdir / "config.json", dataclasses.asdict(self.run.settings))
             write_json(self.run.workdir / "data_report.json", self.run.data.report)

@@ -27,7 +27,7 @@ from medcare_jax.run.context import Run
 from medcare_jax.run.data import RunData
 from medcare_jax.run.facts import versions
 from medcare_jax.run.model_card import model_card
-from medcare_jax.settings import DTYPES, ConstraintSettings, EvaluationSettings, Settings
+from medcare_jax.settings import DTYPES, EvaluationSettings, Settings
 from medcare_jax.training.history import METRICS, read_history
 from medcare_jax.version import __version__
 
@@ -89,14 +89,23 @@ def _losses(file: Mapping[str, Any], *, over_long: str, row_length: int) -> list
     return said
 
 
-def constraint_warnings(constraint: ConstraintSettings) -> list[str]:
+def constraint_warnings(settings: Settings) -> list[str]:
     """What a person should know of the constraint that was asked for; empty if all is well."""
+    constraint, found = settings.constraint, []
+    is_free = constraint.kind == "none" or constraint.basis == "activation"
+    if settings.adapters.alignment_on_attention and not is_free:
+        found.append(
+            f"adapters.alignment_on_attention with constraint.basis = {constraint.basis!r}: the "
+            "attention's knowledge is merged into the base, so its alignment is kept off nothing; "
+            "a basis of activation covers it"
+        )
     if not constraint.is_penalty_idle:
-        return []
+        return found
     return [
+        *found,
         f"constraint.kind = {constraint.kind!r} with strength 1 and frozen knowledge: the "
         "projection removes all that the penalty asks for, so the penalty does nothing; lower "
-        "constraint.strength, or choose 'projection' or 'penalty' alone"
+        "constraint.strength, or choose 'projection' or 'penalty' alone",
     ]
 
 

@@ -23,7 +23,7 @@ from medcare_jax.models.aggregators import (
     Components,
 )
 from medcare_jax.models.folding import fold
-from medcare_jax.params import BASE, KNOWLEDGE, Tree, merge, unflatten
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree, merge, unflatten
 from medcare_jax.run.workdir import WorkdirError
 from medcare_jax.settings import MeshSettings, Settings, make_settings
 from medcare_jax.sharding import make_mesh, path_name, sharding_for
@@ -31,7 +31,7 @@ from medcare_jax.training.stages import MKA, alignment_stage, select
 
 STAGES = ("mka", "da")
 ATTENTION = "attention"
-_LEARNING = "learning."
+_LEARNING, _BASIS = "learning.", "basis."
 
 
 class RunAdapters(NamedTuple):
@@ -137,6 +137,17 @@ def read_adapters(
     return RunAdapters(settings, stage, learned.step, trees, learned.facts["base.digest"])
 
 
+def read_basis(workdir: pathlib.Path, stage: str) -> Tree | None:
+    """The alignment's basis in the newest good checkpoint of a stage; None if there is none.
+
+    NumPy arrays, without the leaves of width 0.
+    """
+    try:
+        return jax.device_get(_read(workdir, stage, None, _BASIS).trees.get(ALIGNMENT))
+    except CheckpointError:
+        return None
+
+
 def check_base(found: RunAdapters, digest: str) -> None:
     """Raises unless a base has the digest that the adapters were learned on.
 
@@ -151,7 +162,7 @@ def check_base(found: RunAdapters, digest: str) -> None:
 
 
 class _Learned(NamedTuple):
-    """The learning trees of one checkpoint."""
+    """The learning trees of one checkpoint, or those of its basis."""
 
     step: int
     trees: dict[str, Tree]
@@ -179,7 +190,7 @@ def _steps(workdir: pathlib.Path, stage: str) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def _read(workdir: pathlib.Path, stage: str, step: int | None) -> _Learned:
+def _read(workdir: pathlib.Path, stage: str, step: int | None, part: str = _LEARNING) -> _Learned:
     """The checkpoint of a step, or the newest that matches its manifest."""
     steps = _steps(workdir, stage)
     folder = workdir / stage / "checkpoints"
@@ -190,7 +201,7 @@ def _read(workdir: pathlib.Path, stage: str, step: int | None) -> _Learned:
     for each in steps if step is None else [step]:
         fault = find_fault(folder / str(each))
         if fault is None:
-            return _read_trees(folder / str(each), each)
+            return _read_trees(folder / str(each), each, part)
         faults.append(f"step {each}: {fault}")
         logging.getLogger(__name__).warning("checkpoint of %s is not used: %s", stage, faults[-1])
     raise CheckpointError(
@@ -210,14 +221,14 @@ def _read_last_of_mka(workdir: pathlib.Path) -> _Learned:
     return last
 
 
-def _read_trees(folder: pathlib.Path, step: int) -> _Learned:
-    """The learning trees, nothing else of the state, and the facts saved beside them."""
+def _read_trees(folder: pathlib.Path, step: int, part: str) -> _Learned:
+    """The trees of one part of the state, and the facts saved beside it."""
     saved = json.loads((folder / "meta" / "metadata").read_text())
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         path: jax.ShapeDtypeStruct(*_shape(text), sharding=device)
         for path, text in saved["leaves"].items()
-        if path.startswith(_LEARNING)
+        if path.startswith(part) and 0 not in _shape(text)[0]  # those are not stored
     }
     restore = ocp.args.PyTreeRestore(
         item=wanted,
@@ -226,7 +237,7 @@ def _read_trees(folder: pathlib.Path, step: int) -> _Learned:
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.restore((folder / "state").absolute(), args=restore)
-    leaves = {path.removeprefix(_LEARNING).replace(".", "/"): stored[path] for path in wanted}
+    leaves = {path.removeprefix(part).replace(".", "/"): stored[path] for path in wanted}
     return _Learned(step, dict(unflatten(leaves)), saved["meta"])
 
 

@@ -176,7 +176,8 @@ def _added(base: Tree, source: Source, keep: Sequence[str]) -> Tree:
         kernel = leaves[f"{owner}/kernel"]
         total = kernel.astype(jnp.float32)
         for delta in deltas:
-            total += delta.scale * (jnp.asarray(delta.lora_a) @ jnp.asarray(delta.lora_b))
+            factors = (jnp.asarray(delta.lora_a), jnp.asarray(delta.lora_b))
+            total += delta.scale * jnp.matmul(*factors, precision=jax.lax.Precision.HIGHEST)
         leaves[f"{owner}/kernel"] = total.astype(kernel.dtype)
     return unflatten(leaves)
 

@@ -38,6 +38,11 @@ ENERGIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 def task_scores(run: Run, components: Components, trees: dict[str, Tree]) -> dict[str, Any]:
     """By task: its kind, its headline score, the outcomes per item, and NLL per gold token."""
     decoder, params = run.decoder(components), merge(trees)
+
+    def stop_if_told(what: str, items: int) -> None:
+        if distributed.must_stop():
+            raise distributed.StoppedEarly(f"stopped while scoring {what}; what is done is kept")
+
     found = evaluate(
         Subject(decoder, params, run.base.tokenizer),
         run_model(run, run.workdir.name, trees, weights=digest(params)),
@@ -47,6 +52,7 @@ def task_scores(run: Run, components: Components, trees: dict[str, Tree]) -> dic
         versions=versions(),
         write_samples=False,
         is_writer=distributed.is_first(),
+        on_done=stop_if_told,
     )
     scores = {}
     for task in run.data.tasks:

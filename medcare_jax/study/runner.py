@@ -1,7 +1,7 @@
 """Trains and scores every cell of every seed, each once, however often the study is stopped.
 
     WORKDIR/seed-0/data/                    tasks made for the seed, if any are made
-    WORKDIR/seed-0/mka-DIGEST/              MKA for all cells of a method; its scores: after.json
+    WORKDIR/seed-0/mka-DIGEST/              MKA for all cells of a method; scores: after-DIGEST.json
     WORKDIR/seed-0/CELL-DIGEST/             DA from there; result.json: scores and measures
     WORKDIR/study.{json,md,html}            the table, made anew from what is there
 
@@ -21,6 +21,8 @@ import jax.numpy as jnp
 
 from medcare_jax import distributed
 from medcare_jax.distributed import StoppedEarly
+from medcare_jax.evaluation.tasks import ALIGNMENT as ALIGNMENT_KIND
+from medcare_jax.evaluation.tasks import KNOWLEDGE as KNOWLEDGE_KIND
 from medcare_jax.files import read_json, write_json
 from medcare_jax.models.aggregators import FFN_PROJECTIONS, KNOWLEDGE_COMPONENTS
 from medcare_jax.orthogonality import max_leak
@@ -67,6 +69,12 @@ class SeedRuns:
         settings = self._with_tasks(study.with_seed(study.cells[0], seed))
         mesh = make_mesh(settings.mesh)
         self.run = open_run(settings, folder, display, mesh)
+        kinds = {task.spec.kind for task in self.run.data.tasks}
+        if kinds != {KNOWLEDGE_KIND, ALIGNMENT_KIND}:
+            raise ValueError(
+                f"evaluation.tasks ask for {' and '.join(sorted(kinds)) or 'nothing'}; a study "
+                f"needs tasks of both kinds, {KNOWLEDGE_KIND} and {ALIGNMENT_KIND}"
+            )
         self._finished: dict[pathlib.Path, dict[str, Any]] = {}
 
     def all_cells(self) -> list[dict[str, Any]]:
@@ -108,7 +116,8 @@ class SeedRuns:
         if run.workdir in self._finished:
             return self._finished[run.workdir]
         trees = {BASE: run.base.params, **Job(run).train_mka(stage).learning}
-        path = run.workdir / "after.json"
+        asked = self._digest(*_of(settings, "evaluation"), self._tasks())
+        path = run.workdir / f"after-{asked}.json"
         after = read_json(path)
         if after is None:
             kept = {name: trees[name] for name in (BASE, KNOWLEDGE)}
@@ -123,16 +132,23 @@ class SeedRuns:
         settings = self._with_tasks(self.study.with_seed(cell, self.seed))
         said = [cell.method, *_of(settings, "adapters", "mka", "da", "constraint", "evaluation")]
         data = [self.run.data.mka.fingerprint, self.run.data.da.fingerprint]
-        tasks = repr([(task.name, task.items) for task in self.run.data.tasks])
-        return self._in_folder(settings, cell.name, [said, data, tasks])
+        return self._in_folder(settings, cell.name, [said, data, self._tasks()])
+
+    def _tasks(self) -> str:
+        """What is asked."""
+        return repr([(task.name, task.items) for task in self.run.data.tasks])
 
     def _in_folder(self, settings: Settings, name: str, decided_by: list[Any]) -> Run:
         """A run of the seed's base and data whose folder is named by what decides its numbers."""
-        decided_by = [decided_by, *_of(settings, "data", "compute"), self.run.base.digest]
-        text = json.dumps([*decided_by, self.seed], sort_keys=True, default=str)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        base = [settings.base.dtype, self.run.base.digest]
+        digest = self._digest(decided_by, *_of(settings, "data", "compute"), *base)
         folder = self.folder / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}-{digest}"
         return dataclasses.replace(self.run, settings=settings, workdir=folder)
+
+    def _digest(self, *decided_by: Any) -> str:
+        """A short name for what decides the numbers of the seed."""
+        text = json.dumps([*decided_by, self.seed], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def _with_tasks(self, settings: Settings) -> Settings:
         """The settings with the synthetic tasks' files, if the study has them."""

@@ -18,6 +18,8 @@ _SECTIONS = {
     ONE_LORA: ("adapters", "da"),
 }
 
+_DATA = ("files", "weights", "epochs")  # what decides the batches of DA, which are read once
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -103,6 +105,12 @@ def _cell(said: Mapping[str, Any], run: Mapping[str, Any]) -> Cell:
             f"change {' and '.join(_SECTIONS[method])}, all else is the same for all cells"
         )
     changed = {key: {**run[key], **values} for key, values in sections.items()}
+    of_data = [k for k in _DATA if changed.get("da", run["da"]).get(k) != run["da"].get(k)]
+    if of_data:
+        raise SettingsError(
+            f"cells.{name} changes da.{', da.'.join(of_data)}; all cells learn the same data in "
+            "the same order. Fewer steps: da.max_steps"
+        )
     try:
         return Cell(name, method, make_settings({**run, **changed}))
     except SettingsError as error:

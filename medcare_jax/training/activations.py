@@ -26,6 +26,7 @@ from medcare_jax.orthogonality import (
 from medcare_jax.params import Tree, flatten, merge, unflatten
 from medcare_jax.settings import MeshSettings
 from medcare_jax.sharding import make_mesh, tree_shardings
+from medcare_jax.training.step import microbatches
 
 _SOURCES = {"lora_a": "inputs", "lora_b": "outputs"}
 _LEAVES: dict[str, tuple[str, ...]] = {
@@ -55,11 +56,12 @@ def activation_covariance(
     mesh: Mesh,
     *,
     side: Side = "input",
+    accumulation: int = 1,
 ) -> Tree:
     """The uncentred covariance of what projections read (input) or give (output) on batches.
 
-    Streamed: at most one batch's activations exist at once, cut along the batch. Padding counts
-    nothing. The same batches give the same bits on the same devices.
+    Streamed: at most one microbatch's activations exist at once, cut along the batch. Padding
+    counts nothing. The same batches give the same bits on the same devices.
 
     Args:
       decoder: The model whose activations count.
@@ -68,6 +70,7 @@ def activation_covariance(
       like: The LoRA tree that will be constrained, or its shapes: which projections count.
       mesh: Where the sums go, cut by the rules of their leaves.
       side: Whose paths the sums get: `lora_a` (input), `lora_b` (output), or both.
+      accumulation: Microbatches of a batch, as in training.
 
     Returns:
       Float32 [l, d, d] at each such path; for `covariance_basis`.
@@ -76,7 +79,8 @@ def activation_covariance(
     zeros = {path: jnp.zeros((*x.shape, x.shape[-1])) for path, x in shapes.items()}
     total = unflatten(zeros)
     places = tree_shardings(mesh, total)
-    return _stream(decoder, trees, batches, total, places, tuple(shapes), accumulate_covariance)
+    add = functools.partial(_add, decoder, accumulate_covariance, tuple(shapes), accumulation)
+    return _stream(add, trees, batches, total, places)
 
 
 def empty_sketch(like: Tree, key: Array, *, side: Side = "input") -> Sketch:
@@ -99,6 +103,8 @@ def activation_sketch(
     batches: Iterable[Batch],
     empty: Sketch,
     mesh: Mesh,
+    *,
+    accumulation: int = 1,
 ) -> Sketch:
     """What `sketch_basis` has to know of `activation_covariance`, which is never made.
 
@@ -106,8 +112,9 @@ def activation_sketch(
       decoder: As `activation_covariance`.
       trees: Likewise.
       batches: Likewise.
-      empty: From `empty_sketch`, or refined from another sketch.
+      empty: From `empty_sketch` or `refined_sketch`. It is given away: do not use it again.
       mesh: As `activation_covariance`.
+      accumulation: Likewise.
     """
     places = Sketch(
         tree_shardings(mesh, empty.probes),
@@ -115,7 +122,8 @@ def activation_sketch(
         jax.tree.map(lambda _: NamedSharding(mesh, P()), empty.traces),
     )
     paths = tuple(flatten(empty.products))
-    return _stream(decoder, trees, batches, empty, places, paths, accumulate_sketch)
+    add = functools.partial(_add, decoder, accumulate_sketch, paths, accumulation)
+    return _stream(add, trees, batches, empty, places)
 
 
 def activation_basis(sketch: Sketch, mesh: Mesh, *, energy: float) -> Tree:
@@ -188,32 +196,40 @@ def _host() -> AbstractContextManager[object]:
 
 
 def _stream(
-    decoder: Decoder,
+    add: Callable[[Tree, _Total, Batch], _Total],
     trees: Mapping[str, Tree],
     batches: Iterable[Batch],
     total: _Total,
     places: Any,
-    paths: tuple[str, ...],
-    accumulate: Callable[[_Total, Tree], _Total],
 ) -> _Total:
-    """The total with what stands at the paths accumulated over all batches, leaves in place."""
+    """The total with all batches added, leaves in place."""
     params = merge(trees)
     total = jax.device_put(total, places)
     for batch in batches:
-        total = jax.device_put(_add(decoder, accumulate, paths, params, total, batch), places)
+        total = jax.device_put(add(params, total, batch), places)
     return total
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 def _add(
     decoder: Decoder,
     accumulate: Callable[[_Total, Tree], _Total],
     paths: tuple[str, ...],
+    accumulation: int,
     params: Tree,
     total: _Total,
     batch: Batch,
 ) -> _Total:
-    """The total with the activations of one batch added."""
+    """The total with what stands at the paths on one batch, a microbatch after the other."""
+
+    def add(total: _Total, part: Batch) -> tuple[_Total, None]:
+        return accumulate(total, _seen(decoder, paths, params, part)), None
+
+    return jax.lax.scan(add, total, microbatches(batch, accumulation))[0]
+
+
+def _seen(decoder: Decoder, paths: tuple[str, ...], params: Tree, batch: Batch) -> Tree:
+    """What stands at the paths, [l, b, t, d]; zero at padding."""
     _, sown = decoder.apply(
         {"params": params}, batch.tokens, batch.positions, batch.segments, mutable=["activations"]
     )
@@ -225,7 +241,7 @@ def _add(
         found = seen[f"{owner}/{_SOURCES[name]}"][0]
         return jnp.where(is_token, found, jnp.zeros((), found.dtype))
 
-    return accumulate(total, unflatten({path: of_tokens(path) for path in paths}))
+    return unflatten({path: of_tokens(path) for path in paths})
 
 
 def _shapes(like: Tree, side: Side) -> dict[str, jax.ShapeDtypeStruct]:

@@ -232,19 +232,24 @@ def working_copy(adapters: Tree, dtype: jnp.dtype) -> Tree:
     return dict(gather(jax.tree_util.tree_map_with_path(cast, adapters)))
 
 
+def microbatches(batch: Batch, parts: int) -> Batch:
+    """The batch cut into parts, stacked: [parts, rows / parts, t].
+
+    Part i takes every parts-th row from i on, so that each device's rows stay its own.
+    """
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+
 def accumulate(
     value_and_grad: Callable[[Batch, Array], tuple[Array, Tree]],
     batch: Batch,
     key: Array,
     parts: int,
 ) -> tuple[Array, Tree]:
-    """Sums values and gradients over microbatches, one after the other.
-
-    Microbatch i takes every parts-th row from i on, so that each device's rows stay its own.
-    """
+    """Sums values and gradients over microbatches, one after the other."""
     if parts == 1:
         return value_and_grad(batch, key)
-    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    cut = microbatches(batch, parts)
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
         jax.eval_shape(value_and_grad, jax.tree.map(lambda x: x[0], cut), key),

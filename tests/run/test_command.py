@@ -28,6 +28,11 @@ def end_with(error, *flags):
     ("error", "code", "message"),
     [
         ("ValueError('mend this')", 1, "ValueError: mend this"),
+        (
+            "SystemExit(__import__('jax').numpy.zeros((2**28, 2**14)))",  # 16 TiB
+            1,
+            "memory is full. In training: raise data.accumulation",
+        ),
         ("FileNotFoundError('absent')", 1, "FileNotFoundError: absent"),
         ("StoppedEarly('stopped after step 3')", 0, "stopped after step 3. The same command"),
         ("KeyboardInterrupt()", 130, "from the last checkpoint"),

@@ -1,14 +1,17 @@
 """The hand-over of a run: a pass over MKA's data exactly where the basis needs one."""
 
+import pathlib
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from medcare_jax.checkpoints import Checkpoints
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.orthogonality import max_leak
-from medcare_jax.params import BASE, KNOWLEDGE, digest, flatten, split
-from medcare_jax.run.handover import hand_over
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, digest, flatten, split
+from medcare_jax.run.handover import check_host, hand_over
 from medcare_jax.settings import ConstraintSettings, MeshSettings
 from medcare_jax.sharding import make_mesh
 from medcare_jax.training import activations
@@ -47,14 +50,18 @@ def trees():
     return {name: parts[name] for name in (BASE, KNOWLEDGE)}
 
 
-def handed_over(trees, **constraint):
+def handed_over(trees, workdir=pathlib.Path("none"), **constraint):
     """What DA begins with, and how many batches were looked at."""
     mesh, batches = make_mesh(MeshSettings(1, 1, 1), jax.devices()[:1]), Batches()
     run = types.SimpleNamespace(
-        settings=types.SimpleNamespace(constraint=ConstraintSettings(**constraint)),
+        settings=types.SimpleNamespace(
+            constraint=ConstraintSettings(**constraint),
+            data=types.SimpleNamespace(accumulation=2),
+        ),
         decoder=lambda components: Decoder(SETTINGS, ADAPTERS, components, FLOAT32),
         data=types.SimpleNamespace(mka=batches),
         mesh=mesh,
+        workdir=workdir,
     )
     with jax.set_mesh(mesh):
         return hand_over(run, DA, trees, jax.random.key(1)), batches.taken
@@ -87,3 +94,26 @@ def test_wide_layers_are_looked_at_twice(trees, monkeypatch):
     assert float(max_leak(start.alignment, start.basis)) < 1e-6
     widths = {q.shape[-1] for path, q in flatten(start.basis).items() if path.endswith("lora_a")}
     assert widths <= set(range(1, 13))
+
+
+def test_the_basis_of_a_checkpoint_is_not_looked_for_again(trees, tmp_path):
+    asked = {"basis": "activation", "energy": 0.8, "activation_batches": 3}
+    start, _ = handed_over(trees, **asked)
+    state = {"learning": {ALIGNMENT: start.alignment}, "basis": {ALIGNMENT: start.basis}}
+    with Checkpoints(tmp_path / "da" / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(3, jax.tree.map(jnp.asarray, state), {"seed": 0})
+    again, taken = handed_over(trees, tmp_path, **asked)
+    assert taken == 0
+    assert digest(again.basis) == digest(start.basis)
+    assert digest(again.alignment) == digest(start.alignment)
+
+
+def test_a_host_without_jax_cpu_backend_is_told_before_training(monkeypatch):
+    def none(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    check_host(ConstraintSettings(basis="activation"))
+    monkeypatch.setattr(jax, "local_devices", none)
+    check_host(ConstraintSettings(basis="span"))
+    with pytest.raises(ValueError, match=r"add cpu to it, such as JAX_PLATFORMS=tpu,cpu"):
+        check_host(ConstraintSettings(basis="activation"))

@@ -1,16 +1,21 @@
 """Parts of the job that can be had without a run; the whole is in test_end_to_end.py."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import tiny
 from medcare_jax.orthogonality import extend_basis, project_tree
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE
 from medcare_jax.run.job import ConstraintError, check_penalty
 from medcare_jax.run.outputs import constraint_warnings
-from medcare_jax.settings import ConstraintSettings
+from medcare_jax.settings import ConstraintSettings, make_settings
 from medcare_jax.training.stages import protected_basis
 from medcare_jax.training.step import penalty_of
+
+TINY = make_settings(tiny.get_config())
 
 
 def lora(key, *, out=0.0):
@@ -60,6 +65,18 @@ def test_a_penalty_beside_a_projection_is_warned_of_where_it_moves_nothing(
     slope = jax.grad(penalty)(alignment)
     moved = project_tree(slope, found, strength=strength)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moved))
-    warned = constraint_warnings(settings)
+    warned = constraint_warnings(dataclasses.replace(TINY, constraint=settings))
     assert bool(warned) == (strength == 1)
     assert (largest < 1e-4) == bool(warned), largest
+
+
+def test_an_alignment_on_attention_that_nothing_constrains_is_said():
+    adapters = dataclasses.replace(TINY.adapters, alignment_on_attention=True)
+    for constraint, is_said in [
+        (ConstraintSettings(), True),
+        (ConstraintSettings(basis="activation"), False),
+        (ConstraintSettings(kind="none"), False),
+    ]:
+        settings = dataclasses.replace(TINY, adapters=adapters, constraint=constraint)
+        assert ("kept off nothing" in " ".join(constraint_warnings(settings))) == is_said
+    assert constraint_warnings(TINY) == []

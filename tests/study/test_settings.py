@@ -64,6 +64,7 @@ def test_a_seed_changes_nothing_but_the_seed(config):
         ({"cells": ({"name": "none", "method": "magic"},)}, "cells.none.method = 'magic'"),
         ({"cells": ({"name": "none", "mka": {"epochs": 2}},)}, "cells.none changes mka"),
         ({"cells": ({"name": "none", "adapters": {"rank": 2}},)}, "cells.none changes adapters"),
+        ({"cells": ({"name": "none", "da": {"epochs": 9}},)}, "cells.none changes da.epochs; all"),
         ({"cells": ({"name": "none", "da": {"epoch": 2}},)}, "cells.none: unknown config key"),
         (
             {"cells": ({"name": "none", "constraint": {"kind": "x"}},)},

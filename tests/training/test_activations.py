@@ -108,6 +108,21 @@ def test_on_a_mesh_the_sums_are_the_same(trees, batches, total):
         np.testing.assert_allclose(found[path], expected, rtol=1e-3, atol=1e-2 * expected.max())
 
 
+def test_microbatches_add_up_to_the_batch(trees, batches, total, monkeypatch):
+    """Of 8 rows on 2 devices, 4 at a time: what fits beside the model in training."""
+    options = {"side": "both", "accumulation": 2}
+    found = collected(activation_covariance, trees, batches, alignment(), (1, 2, 1), **options)
+    for path, expected in total.items():
+        np.testing.assert_allclose(flatten(found)[path], expected, rtol=1e-3, atol=1e-2)
+    monkeypatch.setattr(activations, "WHOLE_UP_TO", 24)
+    monkeypatch.setattr(activations, "SKETCH_WIDTH", 8)
+    empty = lambda: empty_sketch(alignment(), jax.random.key(0), side="both")
+    whole = collected(activation_sketch, trees, batches, empty(), (1, 2, 1))
+    parts = collected(activation_sketch, trees, batches, empty(), (1, 2, 1), accumulation=2)
+    for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-3 * np.abs(one).max())
+
+
 def test_the_same_batches_give_the_same_bits(trees, batches, total):
     again = total_of(trees, batches)
     assert all((again[path] == total[path]).all() for path in total)
