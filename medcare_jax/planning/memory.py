@@ -13,6 +13,12 @@ from medcare_jax.planning.program import Program
 from medcare_jax.settings import Settings
 
 GIB = 2**30
+# What the compiler has said of a program that is too large, in several releases of libtpu; both
+# figures hold the arguments too.
+_EXHAUSTED = re.compile(
+    r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT]? hbm"
+    r"|required for HLO temporaries \(([\d.]+)([KMGT])\)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +69,11 @@ def exhausted_bytes(message: str) -> int | None:
     >>> exhausted_bytes("RESOURCE_EXHAUSTED: ... Used 36.10G of 15.75G hbm. Exceeded ...") // 2**30
     36
     """
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT]? hbm", message)
+    found = _EXHAUSTED.search(message)
     if found is None:
         return None
-    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1))
+    number, unit = (group for group in found.groups() if group)
+    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
 
 
 def remedies(settings: Settings, memory: Memory, *, rows: int, devices: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Bytes by kind, counted by hand; the compiler's refusals; what to change, cheapest first."""
 
+import os
 import types
 
 import jax
@@ -10,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE
 from medcare_jax.planning import memory
+from medcare_jax.planning.topologies import compile_devices, parse
+from medcare_jax.planning.worker import _ENVIRONMENT
 from medcare_jax.settings import MeshSettings
 from medcare_jax.sharding import make_mesh
 from tests.planning.runs import settings
@@ -53,12 +56,32 @@ def test_what_is_not_an_argument_is_temporary():
     [
         ("XLA:TPU compile: Used 36.10G of 15.75G hbm. Exceeded by 20G", int(36.10 * 2**30)),
         ("Used 512.0M of 15.75G hbm", 512 * 2**20),
+        (
+            "memory required for HLO temporaries (22.50G) exceeds available HBM (15.75G).",
+            int(22.5 * 2**30),
+        ),
         ("Used 20.00M of 16.00M vmem", None),
         ("INTERNAL: no", None),
     ],
 )
 def test_the_compilers_refusal_is_read(message, found):
     assert memory.exhausted_bytes(message) == found
+
+
+def test_the_refusal_of_the_compiler_that_is_installed_is_read():
+    """Arguments of 1 GiB, 20 GiB that the program makes and 1 GiB that it returns."""
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+    os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k != "JAX_PLATFORMS"})
+    mesh = make_mesh(MeshSettings(), compile_devices(parse("v5e:1x1")))
+    x = jax.ShapeDtypeStruct((2**14, 2**14), jnp.float32, sharding=NamedSharding(mesh, P()))
+
+    def hold(x):
+        copies = jnp.broadcast_to(x, (20, *x.shape))
+        return jax.lax.optimization_barrier(copies).sum(axis=0)
+
+    with pytest.raises(jax.errors.JaxRuntimeError) as refused:
+        jax.jit(hold).lower(x).compile()
+    assert 21 * memory.GIB <= memory.exhausted_bytes(str(refused.value)) <= 24 * memory.GIB
 
 
 def test_three_remedies_and_none_that_is_taken_already():
