@@ -103,7 +103,7 @@ def check_rows(mesh: Mesh | AbstractMesh, *, rows: int, accumulation: int) -> in
     return rows // (accumulation * ways)
 
 
-def check_sizes(mesh: Mesh, sizes: Mapping[str, Mapping[str, int]]) -> None:
+def check_sizes(mesh: Mesh | AbstractMesh, sizes: Mapping[str, Mapping[str, int]]) -> None:
     """Raises if an axis of the mesh does not divide what it cuts.
 
     Args:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE
 from medcare_jax.planning import memory
+from medcare_jax.planning.bases import base_shape
 from medcare_jax.planning.topologies import compile_devices, parse
 from medcare_jax.planning.worker import _ENVIRONMENT
 from medcare_jax.settings import MeshSettings
@@ -84,17 +85,56 @@ def test_the_refusal_of_the_compiler_that_is_installed_is_read():
     assert 21 * memory.GIB <= memory.exhausted_bytes(str(refused.value)) <= 24 * memory.GIB
 
 
+def advice(rows, mesh, slices=1, **changes):
+    """All remedies of a run on such a mesh; hidden 256, 2 heads, FFN 512."""
+    asked = settings(**changes)
+    sizes = dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))
+    place = memory.Place(sizes, slices, base_shape(asked.base)[0], rows)
+    return memory.remedies(asked, NEEDS, place)
+
+
+BARE = {"compute.remat": "full", "compute.loss_chunk": 64}
+
+
 def test_three_remedies_and_none_that_is_taken_already():
-    changed = settings(**{"compute.remat": "products", "mesh.data": 2, "mesh.fsdp": 2})
-    remedies = memory.remedies(changed, NEEDS, rows=2, devices=4)
-    assert [text.split("=")[0] for text in remedies] == [
+    changed = {"compute.remat": "products", "mesh.data": 2, "mesh.fsdp": 2}
+    assert [text.split("=")[0] for text in advice(2, (2, 2, 1), **changed)] == [
         "--config.compute.remat",
         "--config.data.accumulation",
         "--config.mesh.data",
     ]
-    bare = settings(**{"compute.remat": "full", "compute.loss_chunk": 64})
-    remedies = memory.remedies(bare, NEEDS, rows=1, devices=4)
-    assert [text.split(":")[0] for text in remedies] == [
-        "a slice of 8 devices",
-        "--config.mesh.tensor=2",
+    assert [text.split(":")[0] for text in advice(1, (1, 4, 1), **BARE, **{"data.rows": 4})] == [
+        "a slice of 8 devices with --config.data.rows=8",
+        "--config.mesh.data=1 --config.mesh.fsdp=2 --config.mesh.tensor=2 "
+        "--config.data.accumulation=2",
+        "--config.data.row_length=128",
     ]
+
+
+def test_rows_are_halved_only_where_they_can_be():
+    text = advice(3, (1, 16, 1), **{"data.rows": 48}, **BARE)[0]
+    assert text.startswith("--config.data.accumulation=3: 1 instead of 3 rows")
+    assert advice(4, (1, 4, 1), **BARE, **{"data.rows": 16})[0].startswith(
+        "--config.data.accumulation=2: 2 instead of 4 rows"
+    )
+
+
+def test_replicas_are_as_many_as_there_are_slices_at_least():
+    asked = {**BARE, "mesh.data": 4, "mesh.fsdp": 2}
+    flags = "--config.mesh.data=2 --config.mesh.fsdp=4 --config.mesh.tensor=1"
+    assert advice(1, (4, 2, 1), slices=2, **asked)[0].startswith(flags)
+    assert not any("mesh.data=1" in text for text in advice(1, (2, 4, 1), slices=2, **BARE))
+    assert advice(1, (2, 4, 1), slices=2, **BARE)[0].startswith("2 slices of 8 devices with")
+
+
+def test_a_mesh_that_cannot_cut_the_model_is_not_advised():
+    assert not any("tensor=4" in text for text in advice(1, (1, 2, 2), **BARE))  # 2 heads
+    assert not any("slice of" in text for text in advice(1, (1, 256, 1), **BARE))  # hidden 256
+
+
+def test_more_devices_come_with_a_mesh_that_uses_them_for_the_base():
+    fixed = {**BARE, "mesh.data": -1, "mesh.fsdp": 4, "data.accumulation": 2}
+    assert advice(1, (1, 4, 1), **fixed)[0].startswith(
+        "a slice of 8 devices with --config.mesh.data=1 --config.mesh.fsdp=8 "
+        "--config.mesh.tensor=1 --config.data.accumulation=1: "
+    )
