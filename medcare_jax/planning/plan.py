@@ -25,8 +25,8 @@ ATTENTION_USE = 0.5
 """Share of the peak that attention kernels are taken to reach; they carry no estimate."""
 ASSUMPTIONS = (
     f"attention kernels at {ATTENTION_USE:.0%} of peak, collectives overlapped with compute, "
-    "links without wrap-around and, between slices too, as fast as within one; never checked "
-    "against a TPU"
+    "in rings over links without wrap-around and, between slices too, as fast as within one; "
+    "never checked against a TPU"
 )
 
 
@@ -109,7 +109,7 @@ def _speed(
     low = counts.matmul_cycles / chip.clock + kernels
     high = low + counts.other_cycles / chip.clock
     by_kind = _collectives(counts.collectives, mesh)
-    network = sum(each["bytes"] for each in by_kind) / (chip.link * chip.links)
+    network = sum(each.sent for each in counts.collectives) / (chip.link * chip.links)
     seconds = [max(low, network), max(high, 2 * network)]
     return {
         "flops": {
