@@ -152,7 +152,9 @@ def serve() -> Iterator[Hub]:
                 return self.answer_json({"url": f"{hub.endpoint}/{name}", "name": name})
             if path == "/api/validate-yaml":
                 return self.answer_json({"errors": [], "warnings": []})
-            match = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit|branch)/(\w+)", path)
+            match = re.fullmatch(
+                r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit|branch)/(\w+)", path
+            )
             if match is None:
                 return self.missing("Repo")
             branches = hub.repositories.get(match[1], {})
