@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from medcare_jax.settings import MeshSettings
@@ -85,7 +85,7 @@ def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = Non
     return Mesh(grid, AXES, axis_types=axis_types)
 
 
-def check_rows(mesh: Mesh, *, rows: int, accumulation: int) -> int:
+def check_rows(mesh: Mesh | AbstractMesh, *, rows: int, accumulation: int) -> int:
     """Rows of one device in a microbatch.
 
     Raises:
@@ -103,7 +103,7 @@ def check_rows(mesh: Mesh, *, rows: int, accumulation: int) -> int:
     return rows // (accumulation * ways)
 
 
-def check_sizes(mesh: Mesh, sizes: Mapping[str, Mapping[str, int]]) -> None:
+def check_sizes(mesh: Mesh | AbstractMesh, sizes: Mapping[str, Mapping[str, int]]) -> None:
     """Raises if an axis of the mesh does not divide what it cuts.
 
     Args:
@@ -257,7 +257,7 @@ def check_replicated(mesh: Mesh, tree: Any, *, budget_mib: float) -> None:
         )
 
 
-def _ways(mesh: Mesh, names: str | tuple[str, ...] | None) -> int:
+def _ways(mesh: Mesh | AbstractMesh, names: str | tuple[str, ...] | None) -> int:
     """Into how many pieces one entry of a spec cuts its axis."""
     axes = () if names is None else (names,) if isinstance(names, str) else names
     return math.prod(mesh.shape[name] for name in axes)

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import tomllib
 
 import pytest
 
@@ -31,6 +32,16 @@ def test_every_flag_of_ours_is_defined(flag):
 def test_every_file_that_it_names_is_there():
     for name in set(re.findall(r"(?:configs|tools)/[a-z0-9_]+\.py", PAGE)):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_python_that_it_installs_is_one_that_this_project_runs_on():
+    """The image's own is older, so one is brought, and with it the versions that were tested."""
+    install = next(line for line in PAGE.splitlines() if "pip install" in line)
+    found = re.search(r"uv venv .*--python (\d+\.\d+) ", install)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert found
+    assert f">={found[1]}" == project["requires-python"]
+    assert "--constraint constraints.txt" in install
 
 
 def test_the_stated_times_are_those_of_the_code():

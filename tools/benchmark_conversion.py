@@ -23,7 +23,7 @@ from absl import flags
 
 from medcare_jax.run.command import run
 
-_FOLDER = flags.DEFINE_string("folder", None, "Where to work; needs three times the model's size.")
+_FOLDER = flags.DEFINE_string("folder", None, "Where to work; needs twice the model's size.")
 _LAYERS = flags.DEFINE_integer("layers", 32, "Layers of the model; each is 0.4 GB.")
 _DTYPE = flags.DEFINE_string("dtype", None, "Of the converted weights; unset: bfloat16, as read.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result; unset: printed only.")

@@ -73,6 +73,8 @@ def main() -> None:
         found = report.verify(pathlib.Path(_VERIFY.value))
         print(f"{_VERIFY.value}: {len(found['files'])} files are as {report.REPORT_NAME} says")
         return
+    if _PUSH.value:
+        hub.parse_push(_PUSH.value)  # before a conversion that could then not be uploaded
     target = pathlib.Path(_TARGET.value)
     asked = Conversion(
         source=_SOURCE.value,

@@ -40,7 +40,8 @@ def main() -> None:
         print(f"searching on {topology.name}, minutes for each line", flush=True)
         tell = lambda plan: print(screen.summary(plan), flush=True)
         plans = [_timed(p) for p in search(*asked, devices=topology.devices, tell=tell)]
-        print("\nfitting, fastest first:", *map(screen.summary, plans), sep="\n")
+        title = "fitting, fastest first:" if plans else "nothing of this fits"
+        print("", title, *map(screen.summary, plans), sep="\n")
         result: dict[str, object] = {"plans": plans}
     else:
         print(f"compiling for {topology.name}; this takes minutes", flush=True)

@@ -1,4 +1,4 @@
-"""This project's contender: the step that a run compiles, on all devices there are."""
+"""This project's contender: the step that a run compiles, on one device as PyTorch's are."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def build(job: Job) -> Contender:
     decoder = Decoder(
         decoder_settings(settings.base.random), settings.adapters, MKA.components, settings.compute
     )
-    mesh = make_mesh(settings.mesh)
+    mesh = make_mesh(settings.mesh, jax.devices()[:1])
     jax.set_mesh(mesh)
     optimizer = make_optimizer(settings.mka, len(job.rates), constraint=None)
     step = make_train_step(
@@ -100,6 +100,6 @@ def make_batch(job: Job, decoder: Decoder) -> Batch:
 
 
 def _peak_device_bytes() -> int | None:
-    """The most that any device held; a CPU keeps no count."""
-    counts = [device.memory_stats() for device in jax.local_devices()]
-    return max((int(each["peak_bytes_in_use"]) for each in counts if each), default=None)
+    """The most that the device held; a CPU keeps no count."""
+    counts = jax.devices()[0].memory_stats()
+    return int(counts["peak_bytes_in_use"]) if counts else None

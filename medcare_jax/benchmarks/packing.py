@@ -62,11 +62,6 @@ def measure(
     plain = dict(config) | {"adapters": dict(config["adapters"]) | {"dropout": 0.0}}
     settings = make_settings(plain)
     lengths, counts = _read_lengths(settings, data, tokenizer)
-    if len(lengths) < GROUP * DEVICES:
-        raise ValueError(
-            f"{data} has {len(lengths)} dialogues of at most {settings.data.row_length} tokens; "
-            f"expected at least {GROUP * DEVICES}, the reference's {DEVICES} batches of {GROUP}"
-        )
     order = np.random.default_rng(settings.seed).permutation(lengths)
     row_length = settings.data.row_length
     packed = len(plan_rows(order.tolist(), row_length))
@@ -107,12 +102,21 @@ def padded_seconds(longest: np.ndarray, timed: Mapping[int, float]) -> float:
 def _read_lengths(
     settings: Settings, data: pathlib.Path, tokenizer: "PreTrainedTokenizerFast"
 ) -> tuple[np.ndarray, FileReport]:
-    """Tokens of each dialogue that fits into a row, and the account of the others."""
+    """Tokens of each dialogue that fits into a row, and the account of the others.
+
+    Raises:
+      ValueError: Too few fit for the reference's batches.
+    """
     examples, wanted = Examples(), settings.data
     reader = ExampleReader(
         tokenizer, wanted.targets, wanted.row_length, "drop", wanted.on_bad_record, False
     )
     counts = reader.read(data, examples, weight=1.0)
+    if counts.kept < GROUP * DEVICES:  # none at all could not even be joined
+        raise ValueError(
+            f"{data} has {counts.kept} dialogues of at most {wanted.row_length} tokens; "
+            f"expected at least {GROUP * DEVICES}, the reference's {DEVICES} batches of {GROUP}"
+        )
     examples.join()
     return examples.lengths, counts
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medcare_jax.conversion.tensors import LazyTensor
+from medcare_jax.conversion.tensors import ConversionError, LazyTensor
 from medcare_jax.models.aggregators import NO_ADAPTERS, Components
 from medcare_jax.models.attention import packed_mask
 from medcare_jax.models.decoder import Block, RMSNorm
@@ -88,10 +88,15 @@ def compare_models(
       first: The model that is right.
       second: The model that is compared with it.
       prompts: Token ids, int32 [t] each; at least one token in all.
+
+    Raises:
+      ConversionError: A logit is not finite, so nothing can be said.
     """
     pairs = zip(streamed_logits(first, prompts), streamed_logits(second, prompts), strict=True)
     difference, divergence, same, positions = 0.0, 0.0, 0, 0
     for ours, theirs in pairs:
+        _check_finite(ours, "to be converted")
+        _check_finite(theirs, "converted")
         difference = max(difference, float(np.max(np.abs(ours - theirs))))
         left, right = (jax.nn.log_softmax(jnp.asarray(logits)) for logits in (ours, theirs))
         divergence += float(jnp.sum(jnp.exp(left) * (left - right)))
@@ -99,6 +104,16 @@ def compare_models(
         positions += len(ours)
     # Rounding can make the sum of a zero divergence slightly negative.
     return Agreement(positions, difference, max(divergence, 0.0) / positions, same / positions)
+
+
+def _check_finite(logits: np.ndarray, which: str) -> None:
+    """Raises if a comparison would be one with NaN, which no maximum shows."""
+    wrong = int((~np.isfinite(logits)).sum())
+    if wrong:
+        raise ConversionError(
+            f"{wrong} of {logits.size} logits of the model {which} are not finite on a built-in "
+            "prompt; look for NaN or infinity in its weights"
+        )
 
 
 def streamed_logits(model: StreamedModel, prompts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:

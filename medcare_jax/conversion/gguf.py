@@ -197,6 +197,8 @@ def _model_fields(keys: Mapping[str, Any], *, path: Any) -> dict[str, Any]:
     fields = {field: keys[key] for key, field in _FIELDS.items() if key in keys}
     if not {"hidden_size", "num_attention_heads"} <= fields.keys():
         raise ConversionError(f"{path} lacks embedding_length or attention.head_count")
+    # Absent, says the format, means as many as query heads.
+    fields.setdefault("num_key_value_heads", fields["num_attention_heads"])
     fields.setdefault("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.get(key, fields["head_dim"]) != fields["head_dim"]:

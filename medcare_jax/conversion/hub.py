@@ -123,8 +123,22 @@ def fetch_data(name: str, target: pathlib.Path) -> list[pathlib.Path]:
     return sorted(target / path for path in names)
 
 
+def parse_push(name: str) -> HubName:
+    """Where a folder is to be uploaded; asked before the work that makes the folder.
+
+    Raises:
+      ConversionError: Not a name of the hub.
+    """
+    found = parse(name)
+    if found is None:
+        raise ConversionError(f"--push={name}: expected ORG/NAME or ORG/NAME@BRANCH")
+    return found
+
+
 def push(folder: pathlib.Path, name: str) -> str:
     """Uploads a folder as a repository of that name, made (private) if it is not there.
+
+    A branch that is not there is made too.
 
     Returns:
       The address of the commit.
@@ -135,11 +149,11 @@ def push(folder: pathlib.Path, name: str) -> str:
     """
     import huggingface_hub
 
-    found = parse(name)
-    if found is None:
-        raise ConversionError(f"--push={name}: expected ORG/NAME or ORG/NAME@BRANCH")
+    found = parse_push(name)
     hub = huggingface_hub.HfApi()
     hub.create_repo(found.repository, private=True, exist_ok=True)
+    if found.revision is not None:
+        hub.create_branch(found.repository, branch=found.revision, exist_ok=True)
     commit = hub.upload_folder(
         repo_id=found.repository,
         folder_path=folder,

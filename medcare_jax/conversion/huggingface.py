@@ -166,12 +166,17 @@ def save_huggingface(
       finish: Called before the folder takes its name; see `atomic.Finish`. It may add files.
 
     Raises:
-      ConversionError: The target exists; leaves missing, unexpected or of another shape; the
-        tokenizer has more tokens than the embedding has rows.
+      ConversionError: The target exists; leaves missing, unexpected, of another shape or of a dtype
+        that is none of those; the tokenizer has more tokens than the embedding has rows.
     """
     _check_vocabulary(settings, tokenizer)
     tensors = _cast_tensors(settings, params, dtype)
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
+    if strangers := sorted(dtypes - set(DTYPES)):
+        raise ConversionError(
+            f"the weights are {', '.join(strangers)}; expected one of {', '.join(DTYPES)}. Choose "
+            "one (--dtype)"
+        )
     config = huggingface_config(settings) | {
         # Of a model with several dtypes, the widest loses nothing.
         "torch_dtype": next(name for name in DTYPES if name in dtypes),

@@ -45,6 +45,9 @@ _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
     "exclude_modules": (None,),
     "alora_invocation_tokens": (None,),
 }
+# Ways to begin in which PEFT takes the first product of the factors out of the base's weights. It
+# writes another value once such an adapter has been converted to a plain LoRA.
+_CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +296,12 @@ def read_lora_config(folder: pathlib.Path) -> LoraConfig:
         for name, allowed in _PLAIN_VALUES.items()
         if name in fields and fields[name] not in allowed
     ]
+    begun = str(fields.get("init_lora_weights"))
+    if begun.lower().startswith(_CHANGES_BASE):
+        wrong.append(
+            f"init_lora_weights = {begun!r}, which changes the base too (supported: True; PEFT's "
+            "save_pretrained converts it, given path_initial_model_for_weight_conversion)"
+        )
     if wrong:
         raise ConversionError(f"{file} is not a plain LoRA: {'; '.join(wrong)}")
     missing = [name for name in ("r", "lora_alpha") if name not in fields]

@@ -5,6 +5,7 @@ We read it ourselves, because a file with a duplicated name or a block that nobo
 refused, and because a slice should touch only its own bytes. No value is ever cast.
 """
 
+import collections
 import concurrent.futures
 import hashlib
 import json
@@ -249,13 +250,8 @@ def _parse_json(text: bytes, path: pathlib.Path) -> dict[str, Any]:
     """A JSON object, with a duplicated key refused instead of half of it dropped."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        repeated = (
-            sorted({name for name in names if names.count(name) > 1})
-            if (len(set(names)) < len(names))
-            else []
-        )
-        if repeated:
+        counts = collections.Counter(name for name, _ in pairs)
+        if repeated := sorted(name for name, number in counts.items() if number > 1):
             raise ConversionError(f"{path} lists {_some(repeated)} twice")
         return dict(pairs)
 

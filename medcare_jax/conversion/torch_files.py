@@ -42,7 +42,10 @@ def read_bin(path: pathlib.Path) -> dict[str, LazyTensor]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and _is_plain(value) for name, value in content.items()
     ):
-        raise ConversionError(f"{path} does not hold a dict of tensors; refused")
+        raise ConversionError(
+            f"{path} does not hold a dict of tensors of plain numbers (floats of 16 to 64 bits, "
+            "integers); refused"
+        )
     # A stride of 0 makes a tensor of any size out of one number.
     nbytes = sum(tensor.nbytes for tensor in content.values())
     if nbytes > size:
@@ -70,11 +73,14 @@ def _check_archive(path: pathlib.Path, size: int) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a dense tensor with numbers."""
+    """Whether a value is a dense tensor with numbers that a weight or a table can have."""
     import torch
 
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
     return (
         isinstance(value, torch.Tensor)
+        and value.dtype in floats + integers
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized

@@ -257,18 +257,26 @@ def _checked(items: Iterator[tuple[str, Any]]) -> Iterator[Record | RecordError]
             yield item
             continue
         try:
-            record = parse_record(item, location)
+            record = with_own_id(parse_record(item, location), location, number, seen)
         except RecordError as error:
             yield error
-            continue
-        if record.id == location and location in seen:  # a list on one line, without ids
-            record = dataclasses.replace(record, id=f"{location}#{number}")
-        if record.id in seen:
-            taken = f"expected an id of its own, got the one of {seen[record.id]}"
-            yield RecordError(location, "id", taken)
         else:
-            seen[record.id] = location
             yield record
+
+
+def with_own_id(record: Record, location: str, number: int, seen: dict[str, str]) -> Record:
+    """The record, whose id is noted in `seen` with its location and may not be there already.
+
+    Raises:
+      RecordError: It is.
+    """
+    if record.id == location and location in seen:  # a list on one line, without ids
+        record = dataclasses.replace(record, id=f"{location}#{number}")
+    if record.id in seen:
+        taken = f"expected an id of its own, got the one of {seen[record.id]}"
+        raise RecordError(location, "id", taken)
+    seen[record.id] = location
+    return record
 
 
 def _open_entries(path: Path) -> Sequence[Any] | None:

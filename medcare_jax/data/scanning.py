@@ -14,6 +14,9 @@ __all__ = ["RecordError", "parse_json", "scan_json"]
 
 _CHUNK = 1 << 20  # characters
 _BLANK = re.compile(r"[ \t\r\n]*")
+# The parser points at the begin of what it could not finish; the longest but strings, which have an
+# error of their own, are -Infinity and an escaped pair of surrogates.
+_LONGEST_TOKEN = 16
 
 
 class RecordError(ValueError):
@@ -115,7 +118,7 @@ class _Window:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                if self.is_ended:
+                if self.is_ended or not self.may_be_cut(error):
                     began = self.line
                     self.advance(error.pos)
                     self.fail(f"the record that begins on line {began} is not JSON: {error.msg}")
@@ -127,6 +130,11 @@ class _Window:
                     self.advance(end)
                     return value
             self.grow()
+
+    def may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether an error may be the end of the window, and not what stands in it."""
+        is_at_end = len(self.text) - error.pos <= _LONGEST_TOKEN
+        return is_at_end or error.msg.startswith("Unterminated string")
 
     def elements(self) -> Iterator[tuple[str, Any]]:
         """Yields the elements of the list that begins here."""

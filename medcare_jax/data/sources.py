@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from medcare_jax.data.records import parse_record
+from medcare_jax.data.records import parse_record, with_own_id
 from medcare_jax.data.scanning import RecordError, scan_json
 
 __all__ = ["MedCareData", "prepare"]
@@ -136,17 +136,14 @@ def _check_request(files: Files, shards: int | None) -> None:
 
 def _documents(paths: Sequence[str | os.PathLike[str]]) -> Iterator[bytes]:
     """The JSON of each record, checked; an id may be used once."""
-    locations: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for path in map(pathlib.Path, paths):
         location = f"{path}:1"
         is_empty = True
-        for location, item in scan_json(path):
+        for number, (location, item) in enumerate(scan_json(path), 1):
             if isinstance(item, RecordError):
                 raise item
-            record = parse_record(item, location)
-            first = locations.setdefault(record.id, location)
-            if "id" in item and first != location:
-                raise RecordError(location, "id", f"expected an id of its own, got that of {first}")
+            with_own_id(parse_record(item, location), location, number, seen)
             is_empty = False
             yield _document(item, location)
         if is_empty:

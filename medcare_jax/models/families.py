@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from medcare_jax.sharding import check_sizes
 
@@ -240,7 +240,7 @@ def _scaling_fields(scaling: RopeScaling) -> dict[str, Any]:
     return {"rope_type": kind} | (fields if kind == "llama3" else {"factor": scaling.factor})
 
 
-def check_model(mesh: Mesh, settings: DecoderSettings) -> None:
+def check_model(mesh: Mesh | AbstractMesh, settings: DecoderSettings) -> None:
     """Raises, before anything is loaded, if a mesh does not fit a model.
 
     Raises:

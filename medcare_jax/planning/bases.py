@@ -1,8 +1,11 @@
 """The shape of the base that a plan is for; its weights are never needed."""
 
-import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
+from medcare_jax.conversion.metadata import read_object
+from medcare_jax.conversion.tensors import ConversionError
 from medcare_jax.models.families import DecoderSettings, decoder_settings
 from medcare_jax.settings import BaseSettings, SettingsError
 
@@ -18,13 +21,18 @@ def base_shape(base: BaseSettings) -> tuple[DecoderSettings, str]:
     """The architecture of a base, and where it was read from.
 
     Raises:
-      SettingsError: No config.json there, and no built-in shape of that name.
+      SettingsError: No config.json there, and no built-in shape of that name; or what is there is
+        no model that is supported.
     """
     file = pathlib.Path(base.path) / "config.json"
     if file.is_file():
-        return decoder_settings(json.loads(file.read_text(encoding="utf-8"))), str(file)
+        try:
+            fields = read_object(file)
+        except ConversionError as error:  # which names the file
+            raise SettingsError(str(error)) from None
+        return _shape(fields, str(file)), str(file)
     if base.path == "random":
-        return decoder_settings(base.random), "base.random"
+        return _shape(base.random, "base.random"), "base.random"
     for name, sizes in QWEN1_5.items():
         if name in base.path:
             return _qwen(*sizes), f"built-in shape of {name} ({file} is not there)"
@@ -32,6 +40,14 @@ def base_shape(base: BaseSettings) -> tuple[DecoderSettings, str]:
         f"base.path = {base.path!r}: no {file}, and no built-in shape of that name "
         f"({', '.join(QWEN1_5)}). A plan needs the model's config.json, not its weights"
     )
+
+
+def _shape(fields: Mapping[str, Any], source: str) -> DecoderSettings:
+    """What the fields of a config.json say; whatever is wrong with them carries their source."""
+    try:
+        return decoder_settings(fields)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise SettingsError(f"{source}: {error}") from None
 
 
 def _qwen(hidden: int, ffn: int, layers: int, heads: int, vocabulary: int) -> DecoderSettings:

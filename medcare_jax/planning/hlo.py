@@ -47,12 +47,15 @@ class Collective:
       bytes: Of the results on one device, times repetitions.
       count: Repetitions.
       group: The devices of the first group.
+      sent: Bytes that a device sends for it, its group taken as a ring; what the network's time
+        comes from.
     """
 
     kind: str
     bytes: int
     count: int
     group: tuple[int, ...]
+    sent: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +151,7 @@ def count(program: Program) -> Counts:
             flops += times * matmul_flops(op, tables[where])
         if op.opcode == "custom-call" and "splash" in op.name:
             kernel += times * _splash_flops(op)
-        if found := _collective(op, times):
+        if found := _collective(op, where, times):
             channel = re.search(r"channel_id=(\d+)", op.rest)
             # One collective may be spread over several fusions, each with the same channel.
             collectives.setdefault(channel[1] if channel else op.name, found)
@@ -198,15 +201,33 @@ def _splash_flops(op: Op) -> float:
     return matmuls * math.prod(queries) * queries[-2]
 
 
-def _collective(op: Op, times: int) -> Collective | None:
-    """The collective that an operation starts, if it does."""
+def _collective(op: Op, where: str, times: int) -> Collective | None:
+    """The collective that an operation of a computation starts, if it does."""
     kind = op.opcode.removesuffix("-start")
     if kind not in _COLLECTIVES:
         return None
     arrays = [math.prod(shape) * _SIZES[dtype] for dtype, shape in shapes(op.type)]
     # Started gathers and permutes have operand and result in their type; the result is largest.
     size = max(arrays) if op.opcode.endswith("-start") and kind != "all-reduce" else sum(arrays)
-    return Collective(kind, size * times, times, _first_group(op.rest))
+    group = _first_group(op.rest)
+    # So the compiler names a sum of which each device keeps its part: no second half of the ring.
+    is_scattered = where.startswith("all-reduce-scatter")
+    sent = sent_bytes(kind, size, len(group), is_scattered=is_scattered)
+    return Collective(kind, size * times, times, group, sent * times)
+
+
+def sent_bytes(kind: str, size: int, ways: int, *, is_scattered: bool = False) -> float:
+    """What a device of a ring of so many sends for a result of `size` bytes.
+
+    >>> sent_bytes("all-gather", 100, 4), sent_bytes("all-reduce", 100, 4)
+    (75.0, 150.0)
+    """
+    if kind == "collective-permute":
+        return float(size)
+    if kind == "reduce-scatter":  # its result is one part of what goes round
+        return float(size * (ways - 1 if ways else 1))
+    passes = 2 if kind == "all-reduce" and not is_scattered else 1
+    return passes * size * (ways - 1) / ways if ways else float(passes * size)
 
 
 def _first_group(rest: str) -> tuple[int, ...]:

@@ -25,8 +25,8 @@ ATTENTION_USE = 0.5
 """Share of the peak that attention kernels are taken to reach; they carry no estimate."""
 ASSUMPTIONS = (
     f"attention kernels at {ATTENTION_USE:.0%} of peak, collectives overlapped with compute, "
-    "links without wrap-around and, between slices too, as fast as within one; never checked "
-    "against a TPU"
+    "in rings over links without wrap-around and, between slices too, as fast as within one; "
+    "never checked against a TPU"
 )
 
 
@@ -40,6 +40,7 @@ def make_plan(settings: Settings, stage: str, topology: Topology) -> dict[str, A
     mesh = make_mesh(settings.mesh, compile_devices(topology))
     check_model(mesh, decoder)
     rows = check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
+    place = memory.Place(mesh.shape, topology.slices, decoder, rows)
     result = {
         "base": source,
         "stage": stage,
@@ -64,14 +65,16 @@ def make_plan(settings: Settings, stage: str, topology: Topology) -> dict[str, A
             peak = memory.exhausted_bytes(str(error))
             if peak is None:
                 raise
-            return result | _fit(settings, memory.with_peak(needs, peak), topology, rows)
+            return result | _fit(settings, memory.with_peak(needs, peak), topology, place)
     peak = compiled.memory_analysis().peak_memory_in_bytes
-    result |= _fit(settings, memory.with_peak(needs, peak), topology, rows)
+    result |= _fit(settings, memory.with_peak(needs, peak), topology, place)
     counts = hlo.count(hlo.Program(compiled.as_text()))
     return result | _speed(settings, built.decoder, topology, counts, mesh)
 
 
-def _fit(settings: Settings, needs: memory.Memory, topology: Topology, rows: int) -> dict[str, Any]:
+def _fit(
+    settings: Settings, needs: memory.Memory, topology: Topology, place: memory.Place
+) -> dict[str, Any]:
     """Whether it fits, by how much, and what to do if not."""
     limit, peak = topology.chip.hbm, needs.peak or 0
     fits = peak <= limit
@@ -86,7 +89,7 @@ def _fit(settings: Settings, needs: memory.Memory, topology: Topology, rows: int
     }
     if not fits:
         result["largest_kind"] = max(held, key=lambda kind: held[kind] or 0)
-        result["remedies"] = memory.remedies(settings, needs, rows=rows, devices=topology.devices)
+        result["remedies"] = memory.remedies(settings, needs, place)
     return result
 
 
@@ -106,7 +109,7 @@ def _speed(
     low = counts.matmul_cycles / chip.clock + kernels
     high = low + counts.other_cycles / chip.clock
     by_kind = _collectives(counts.collectives, mesh)
-    network = sum(each["bytes"] for each in by_kind) / (chip.link * chip.links)
+    network = sum(each.sent for each in counts.collectives) / (chip.link * chip.links)
     seconds = [max(low, network), max(high, 2 * network)]
     return {
         "flops": {

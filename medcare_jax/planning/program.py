@@ -62,9 +62,7 @@ def build(settings: Settings, decoder: DecoderSettings, stage: str, mesh: Mesh) 
       ShardingError: A leaf cannot be placed, or too much is replicated.
     """
     model, state, frozen, step = _abstract_step(settings, decoder, stage)
-    check_replicated(
-        mesh, {**frozen, **state.learning}, budget_mib=settings.mesh.replicated_budget_mib
-    )
+    check_replicated(mesh, (frozen, state), budget_mib=settings.mesh.replicated_budget_mib)
     places = (tree_shardings(mesh, state), tree_shardings(mesh, frozen))
     rows = jax.ShapeDtypeStruct(
         (settings.data.rows, settings.data.row_length), jnp.int32, sharding=batch_sharding(mesh)

@@ -17,7 +17,8 @@ class Chip:
       hbm: Bytes that the compiler lets a program use.
       clock: Cycles per second of the compiler's estimates.
       link: Bytes per second of one interconnect link, one way.
-      links: Links of a device in the middle of a slice without wrap-around; a corner has half.
+      links: Links of a device in the middle of a slice without wrap-around; a corner has half,
+        and devices of one chip share the chip's.
       per_chip: Devices to a chip.
       dimensions: Numbers in the name of a slice.
     """
@@ -34,7 +35,7 @@ class Chip:
 _GIB = 2**30
 # Peaks, links: Google's system architecture pages of each family. HBM: libtpu's own limit.
 CHIPS = {
-    "v4": Chip(137.5e12, int(15.25 * _GIB), 1.05e9, 45e9, 6, 2, 3),
+    "v4": Chip(137.5e12, int(15.25 * _GIB), 1.05e9, 45e9, 3, 2, 3),
     "v5e": Chip(197e12, int(15.75 * _GIB), 1.5e9, 45e9, 4, 1, 2),
     "v5p": Chip(459e12, int(95.74 * _GIB), 1.75e9, 90e9, 6, 1, 3),
     "v6e": Chip(918e12, int(31.25 * _GIB), 1.75e9, 90e9, 4, 1, 2),

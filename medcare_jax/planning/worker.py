@@ -6,6 +6,7 @@ it is loaded that no TPU is there and that another process may have it loaded to
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -51,10 +52,15 @@ def plan_in_subprocess(
         if "error" in answer:
             raise PlanError(answer["error"])
         return answer
-    if done.returncode < 0:
+    if done.returncode == -signal.SIGABRT:
         raise PlanError(
             f"the TPU compiler ended with signal {-done.returncode} on {topology} x {slices}: it "
             "does not know such a slice. Try a smaller one; v5e and v6e end at 16x16"
+        )
+    if done.returncode < 0:
+        raise PlanError(
+            f"planning on {topology} x {slices} was ended by signal {-done.returncode}; 9 mostly "
+            "means that the system is out of memory (a plan of 7B or 14B takes up to 2.6 GB)"
         )
     raise PlanError("planning failed:\n" + "\n".join(done.stderr.strip().splitlines()[-15:]))
 

@@ -1,7 +1,9 @@
 import jax
 import numpy as np
+import pytest
 
 from configs import tiny
+from medcare_jax.benchmarks import jax_step
 from medcare_jax.benchmarks.jax_step import make_batch, make_params
 from medcare_jax.benchmarks.job import Job
 from medcare_jax.benchmarks.weights import draw
@@ -34,6 +36,17 @@ def test_every_leaf_is_drawn_by_name_in_its_dtype():
     assert {path for path, leaf in leaves.items() if not leaf.any()} == {
         path for path in leaves if path.endswith("lora_b")
     }
+
+
+def test_the_step_runs_on_one_device_as_pytorchs_does(monkeypatch):
+    """Its time is held against one device's peak, and against contenders that know one only."""
+
+    def seen(settings, devices=None):
+        raise RuntimeError(f"on {len(devices or jax.devices())} devices")
+
+    monkeypatch.setattr(jax_step, "make_mesh", seen)
+    with pytest.raises(RuntimeError, match="on 1 devices"):
+        jax_step.build(Job("medcare_jax", tiny.get_config().to_dict(), (0.1,), 0))
 
 
 def test_rows_are_whole_dialogues_of_targets():

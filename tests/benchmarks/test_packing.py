@@ -55,7 +55,8 @@ def test_both_ways_are_timed(tmp_path):
     assert len(packing.table(result).rows) == 3
 
 
-def test_too_few_dialogues_are_refused(tmp_path):
-    data = write_dialogues(tmp_path / "few.jsonl", [20] * 15)
-    with pytest.raises(ValueError, match=r"few\.jsonl has 15 dialogues .* at least 16"):
+@pytest.mark.parametrize(("sizes", "fit"), [([20] * 15, 15), ([900] * 20, 0)])
+def test_too_few_dialogues_are_refused(tmp_path, sizes, fit):
+    data = write_dialogues(tmp_path / "few.jsonl", sizes)
+    with pytest.raises(ValueError, match=rf"few\.jsonl has {fit} dialogues .* at least 16"):
         packing.measure(config(), data=data, tokenizer=byte_tokenizer())

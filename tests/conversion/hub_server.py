@@ -152,9 +152,18 @@ def serve() -> Iterator[Hub]:
                 return self.answer_json({"url": f"{hub.endpoint}/{name}", "name": name})
             if path == "/api/validate-yaml":
                 return self.answer_json({"errors": [], "warnings": []})
-            match = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit)/(\w+)", path)
+            match = re.fullmatch(
+                r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit|branch)/(\w+)", path
+            )
             if match is None:
                 return self.missing("Repo")
+            branches = hub.repositories.get(match[1], {})
+            if match[2] == "branch":
+                code = 409 if match[3] in branches else 200
+                branches.setdefault(match[3], {})
+                return self.answer_json({}, code)
+            if match[3] not in branches:
+                return self.missing("Revision")
             if match[2] == "preupload":
                 rows = [
                     {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}

@@ -16,7 +16,7 @@ from medcare_jax.conversion.comparison import (
     prompt_tokens,
     streamed_logits,
 )
-from medcare_jax.conversion.tensors import from_array
+from medcare_jax.conversion.tensors import ConversionError, from_array
 from medcare_jax.models.aggregators import MKA_COMPONENTS
 from tests.helpers import TINY, TINY_ADAPTERS, Inputs, outputs_of, random_params, tiny_decoder
 
@@ -51,6 +51,19 @@ def test_a_model_agrees_with_itself_and_not_with_another() -> None:
     assert other.max_logit_difference > 1e-3
     assert other.kl > 1e-7
     assert other.argmax_agreement <= 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "which"), [(0, "to be converted"), (1, "converted")], ids=["first", "second"]
+)
+def test_logits_that_are_not_finite_agree_with_nothing(broken: int, which: str) -> None:
+    params = random_params(tiny_decoder())
+    scale = params["model"]["norm"]["scale"].at[3].set(jnp.nan)
+    model = {**params["model"], "norm": {"scale": scale}}
+    pair = [streamed("qwen2", params), streamed("qwen2", params)]
+    pair[broken] = streamed("qwen2", {**params, "model": model})
+    with pytest.raises(ConversionError, match=rf"98 of .* model {which} are not finite"):
+        compare_models(*pair, [np.asarray([4], np.int32)])
 
 
 def test_the_divergence_is_the_textbook_one() -> None:

@@ -123,6 +123,18 @@ def test_quantised_blocks_are_expanded(
     assert 0 < np.abs(exact - tensors[name]).max() < 0.2
 
 
+def test_key_value_heads_that_are_not_named_are_as_many_as_heads(
+    make_folder: MakeFolder, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = wide("llama", num_kv_heads=TINY["llama"].num_heads)
+    tensors = make_folder(tmp_path, settings)
+    monkeypatch.setattr(gguf.GGUFWriter, "add_head_count_kv", lambda writer, count: None)
+    write_gguf(tmp_path / "m.gguf", settings, tensors)
+    assert load_base(tmp_path / "m.gguf")[0] == settings
+    name = "model.layers.0.self_attn.k_proj.weight"
+    np.testing.assert_array_equal(read_tensors(tmp_path / "m.gguf")[name][...], tensors[name])
+
+
 def test_a_block_of_permuted_rows(make_folder: MakeFolder, tmp_path: pathlib.Path) -> None:
     settings = wide("llama")
     tensors = make_folder(tmp_path, settings)

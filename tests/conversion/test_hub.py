@@ -108,6 +108,13 @@ def test_push(server: Hub, tmp_path: pathlib.Path) -> None:
         hub.push(tmp_path / "out", "new")
 
 
+def test_a_push_to_a_branch_makes_it(server: Hub, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "README.md").write_bytes(MODEL["README.md"])
+    for _ in range(2):
+        hub.push(tmp_path, "me/new@draft")
+    assert [(each.repository, each.revision) for each in server.pushed] == [("me/new", "draft")] * 2
+
+
 def test_data_is_fetched_into_a_folder(server: Hub, tmp_path: pathlib.Path) -> None:
     files = {"1-stage/train.json": b"[]", "test/A.json": b"[ ]", "x.py": b"no", "R.md": b"card"}
     server.repositories["datasets/org/data"] = {"main": files}

@@ -148,6 +148,18 @@ def test_cast_on_the_way_in_and_out(make_folder: MakeFolder, tmp_path: pathlib.P
         load_base(tmp_path / "base", dtype="int32")
 
 
+def test_a_dtype_that_no_export_has_is_refused(
+    make_folder: MakeFolder, tmp_path: pathlib.Path
+) -> None:
+    make_folder(tmp_path / "base", TINY["llama"])
+    settings, params = load_base(tmp_path / "base")
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    with pytest.raises(ConversionError, match=r"weights are float64; expected .*--dtype"):
+        save_huggingface(tmp_path / "out", settings, params)
+    assert not (tmp_path / "out").exists()
+    save_huggingface(tmp_path / "out", settings, params, dtype=np.float32)
+
+
 def test_everything_travels_with_the_weights(
     make_folder: MakeFolder, tmp_path: pathlib.Path
 ) -> None:

@@ -134,6 +134,9 @@ def test_an_adapter_that_peft_wrote(tmp_path: pathlib.Path) -> None:
     [
         ({"use_dora": True}, "use_dora = True"),
         ({"peft_type": "VERA"}, "peft_type = 'VERA'"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights = 'pissa_niter_16'"),
+        ({"init_lora_weights": "OLoRA"}, "init_lora_weights = 'OLoRA'"),
+        ({"init_lora_weights": "lora_ga"}, "save_pretrained converts it"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"layers_to_transform": [0]}, r"28 unexpected.*\n  \+ .*layers\.1\.mlp"),
         ({"r": 4, "rank_pattern": {}}, "of another shape"),
@@ -147,6 +150,14 @@ def test_what_is_not_plain_lora(
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ConversionError, match=message):
         load_peft(tmp_path / "adapter", SETTINGS)
+
+
+@pytest.mark.parametrize("begun", [True, False, None, "gaussian", "eva", "orthogonal"])
+def test_ways_to_begin_that_leave_the_base_alone(tmp_path: pathlib.Path, begun: Any) -> None:
+    write_adapter(tmp_path / "adapter", KNOWLEDGE_ONLY)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": begun}))
+    assert load_peft(tmp_path / "adapter", SETTINGS)[0]
 
 
 def test_another_base(tmp_path: pathlib.Path) -> None:

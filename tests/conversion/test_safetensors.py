@@ -3,6 +3,7 @@
 import json
 import pathlib
 import struct
+import time
 from typing import Any
 
 import ml_dtypes
@@ -132,6 +133,14 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 def test_headers_that_lie(tmp_path: pathlib.Path, header: Any, values: bytes, message: str) -> None:
     with pytest.raises(ConversionError, match=message):
         read_file(write_raw(tmp_path / "x.safetensors", header, values))
+
+
+def test_a_name_listed_twice_among_many_is_found_at_once(tmp_path: pathlib.Path) -> None:
+    header = ("{" + ", ".join(f'"{n % 30_000}": 1' for n in range(30_001)) + "}").encode()
+    path, start = write_raw(tmp_path / "x.safetensors", header, b""), time.process_time()
+    with pytest.raises(ConversionError, match="lists 0 twice"):
+        read_file(path)
+    assert time.process_time() - start < 2  # each name counted by itself takes ten seconds
 
 
 def test_a_header_longer_than_the_file(tmp_path: pathlib.Path) -> None:

@@ -61,6 +61,13 @@ def test_other_things_are_refused(tmp_path: pathlib.Path, content: Any) -> None:
         read_bin(tmp_path / "x.bin")
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64])
+def test_numbers_that_no_weight_has_are_refused(tmp_path: pathlib.Path, dtype: Any) -> None:
+    torch.save({"x": torch.zeros(2).to(dtype)}, tmp_path / "x.bin")
+    with pytest.raises(ConversionError, match="does not hold a dict of tensors"):
+        read_bin(tmp_path / "x.bin")
+
+
 def test_a_tensor_larger_than_its_file_is_refused(tmp_path: pathlib.Path) -> None:
     torch.save({"x": torch.ones(1).expand(10**9)}, tmp_path / "x.bin")
     with pytest.raises(ConversionError, match="its tensors would take 4000000000"):

@@ -125,6 +125,19 @@ def test_a_document_that_is_not_json_gives_its_error():
     assert "secret" not in str(error)
 
 
+@pytest.mark.parametrize("broken", ['{"a": 1,, "b": 2}', '{"a": tru}', '{"a" 1}', '{"a": "x\ny"}'])
+def test_a_broken_record_of_a_long_list_is_refused_where_it_stands(tmp_path, broken):
+    path = tmp_path / "broken.json"
+    element = json.dumps({"conversations": "x" * 1000})
+    path.write_text("[\n" + broken + "," + ",\n".join([element] * 10_000) + "]")
+    tracemalloc.start()
+    with pytest.raises(RecordError, match="the record that begins on line 2 is not JSON"):
+        scanned(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 2
+
+
 def test_a_long_list_is_never_in_memory_as_a_whole(tmp_path):
     path = tmp_path / "long.json"
     element = json.dumps({"conversations": "x" * 1000})

@@ -136,6 +136,17 @@ def test_a_bad_record_is_named_and_leaves_nothing_behind(name, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
 
 
+def test_an_id_twice_in_a_list_on_one_line_is_refused_as_in_training(tmp_path):
+    records = [dialogue(1), dialogue(2), dialogue(1)]
+    path = tmp_path / "line.json"
+    path.write_text(json.dumps(records))
+    with pytest.raises(RecordError, match=r"line\.json:1: id: expected an id of its own"):
+        prepare({"train": [path]}, tmp_path / "prepared")
+    nameless = [{"conversations": each["conversations"]} for each in records]
+    path.write_text(json.dumps(nameless))
+    assert len(open_records(prepare({"train": [path]}, tmp_path / "prepared"))) == 3
+
+
 def test_a_kill_leaves_no_folder(files, tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt

@@ -74,6 +74,41 @@ def test_gathers_are_counted_in_bytes_and_along_their_axis(program):
     assert {hlo.axes_of(each.group, mesh) for each in gathers} == {"fsdp"}
 
 
+def test_a_sum_of_which_each_keeps_a_part_is_sent_round_once_and_one_that_all_keep_twice(mesh):
+    place = lambda *axes: NamedSharding(mesh, P(*axes))
+
+    def sums(x, y):
+        outer = lambda x, y: jnp.einsum("bi,bo->io", x, y)
+        part = jax.lax.with_sharding_constraint(outer(x, y), place("fsdp"))
+        return part, jax.lax.with_sharding_constraint(outer(y, x), place())
+
+    args = [
+        jax.ShapeDtypeStruct((4096, size), jnp.float32, sharding=place("fsdp"))
+        for size in (1024, 2048)
+    ]
+    text = jax.jit(sums).lower(*args).compile().as_text()
+    size = 1024 * 2048 * 4
+    found = hlo.count(hlo.Program(text)).collectives
+    assert sorted(each.sent for each in found) == [size * 3 / 4, 2 * size * 3 / 4]
+    assert [each.bytes for each in found] == [size, size]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        ("all-gather", 70),
+        ("all-reduce", 140),
+        ("reduce-scatter", 560),
+        ("all-to-all", 70),
+        ("collective-permute", 80),
+    ],
+)
+def test_what_a_device_of_eight_sends_for_eighty_bytes(kind, sent):
+    assert hlo.sent_bytes(kind, 80, 8) == sent
+    assert hlo.sent_bytes("all-reduce", 80, 1) == 0
+    assert hlo.sent_bytes("all-reduce", 80, 0) == 160  # the group is not said
+
+
 def test_buffers_are_those_of_top_level_operations(program):
     made = set(program.buffers())
     assert ("bf16", (ROWS, WIDTH)) in made

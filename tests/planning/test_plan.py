@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from medcare_jax.planning import memory, screen
+from medcare_jax.planning.bases import base_shape
 from medcare_jax.planning.plan import _fit
 from medcare_jax.planning.topologies import parse
 from medcare_jax.planning.worker import PlanError, plan_in_subprocess
@@ -13,7 +14,10 @@ from tests.planning.runs import settings
 
 def test_what_does_not_fit_says_which_kind_and_three_remedies():
     needs = memory.with_peak(memory.Memory(2**30, 2**28, 2**28, 2**20, None, None), 20 * memory.GIB)
-    plan = _fit(settings(**{"compute.remat": "products"}), needs, parse("v5e:2x2"), rows=2)
+    asked = settings(**{"compute.remat": "products"})
+    mesh = {"data": 1, "fsdp": 4, "tensor": 1}
+    place = memory.Place(mesh, 1, base_shape(asked.base)[0], rows=2)
+    plan = _fit(asked, needs, parse("v5e:2x2"), place)
     assert plan["fits"] is False
     assert plan["largest_kind"] == "temporary"
     assert [remedy.split(":")[0].split("=")[0] for remedy in plan["remedies"]] == [

@@ -5,13 +5,14 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from medcare_jax.models.aggregators import MKA_COMPONENTS
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, flatten
 from medcare_jax.planning import program
 from medcare_jax.planning.bases import base_shape
-from medcare_jax.sharding import make_mesh, tree_shardings
+from medcare_jax.sharding import ShardingError, make_mesh, tree_shardings
 from medcare_jax.training.stages import init_adapters
 from tests.planning.runs import FFN, HIDDEN, LAYERS, settings
 
@@ -77,6 +78,18 @@ def test_the_basis_has_the_size_that_the_constraint_asks_for():
         ("up_proj", "lora_a"): (LAYERS, HIDDEN, HIDDEN // 2),
         ("down_proj", "lora_a"): (LAYERS, FFN, FFN // 2),
     }
+
+
+def test_moments_count_against_the_replicated_budget_as_in_the_run():
+    made, mesh = built("mka")
+    held = jax.tree.leaves((made.frozen, made.state.learning))
+    whole = sum(
+        leaf.size * leaf.dtype.itemsize for leaf in held if leaf.sharding.is_fully_replicated
+    )
+    budget = dataclasses.replace(ASKED.mesh, replicated_budget_mib=whole / 2**20)
+    asked = dataclasses.replace(ASKED, mesh=budget)
+    with jax.set_mesh(mesh), pytest.raises(ShardingError, match="optimizer/.*router_kernel"):
+        program.build(asked, base_shape(asked.base)[0], "mka", mesh)
 
 
 def test_every_argument_is_placed_by_the_rules():

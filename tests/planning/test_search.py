@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from medcare_jax.planning import search
 from medcare_jax.planning.worker import PlanError
 from medcare_jax.settings import make_settings
@@ -19,15 +21,29 @@ class Devices:
 
 
 def test_candidates_are_runs_that_a_mesh_can_cut():
-    found = [make_settings(each) for each in search.candidates(ASKED, 8)]
+    found = [make_settings(each) for each in search.candidates(ASKED, 8, 1)]
     assert len(found) == 2 * 3 * len(search.REMATS)
     for each in found:
         rows, accumulation = each.data.rows, each.data.accumulation
         assert rows == 32
         assert check_rows(Devices(each.mesh), rows=rows, accumulation=accumulation) in (1, 2, 4)
     assert len({repr(each) for each in found}) == len(found)
-    assert not list(search.candidates(ASKED, 64))
+    assert not list(search.candidates(ASKED, 64, 1))
     assert ASKED == dataclasses.asdict(settings(**{"data.rows": 32}))  # not changed by it
+
+
+def test_of_several_slices_each_holds_whole_replicas():
+    meshes = [each["mesh"] for each in search.candidates(ASKED, 8, 2)]
+    assert {(mesh["data"], mesh["fsdp"]) for mesh in meshes} == {(2, 4), (8, 1)}
+
+
+def test_one_device_is_tried_once():
+    assert len(list(search.candidates(ASKED, 1, 1))) == 3 * len(search.REMATS)
+
+
+def test_rows_that_the_devices_cannot_share_are_refused_before_anything_is_tried():
+    with pytest.raises(PlanError, match=r"data\.rows = 32 cannot .* expected a multiple of 64"):
+        search.search(ASKED, "mka", "v5e:8x8", 1, devices=64, tell=print)
 
 
 def run(monkeypatch, plan):

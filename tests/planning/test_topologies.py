@@ -2,13 +2,22 @@
 
 import pytest
 
-from medcare_jax.planning.topologies import TopologyError, parse
+from medcare_jax.planning.topologies import CHIPS, TopologyError, parse
 
 
 def test_devices_and_chips():
     assert (parse("v5e:4x4").devices, parse("v5e:4x4").chips) == (16, 16)
     assert (parse("v4:2x2x2").devices, parse("v4:2x2x2").chips) == (16, 8)
     assert parse("v5p:2x2x4", slices=2).devices == 32
+
+
+def test_devices_of_one_chip_share_its_links():
+    assert {name: chip.links * chip.per_chip for name, chip in CHIPS.items()} == {
+        "v4": 6,
+        "v5e": 4,
+        "v5p": 6,
+        "v6e": 4,
+    }
 
 
 @pytest.mark.parametrize("name", ["v5litepod-16", "v7x:2x2", "v5e:2x2x2", "v5p:2x2", "v5e:0x4", ""])

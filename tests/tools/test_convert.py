@@ -575,6 +575,12 @@ def test_the_same_source_gives_the_same_bytes_in_small_files(tmp_path, to):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
+def test_a_name_that_cannot_be_pushed_to_is_refused_before_the_conversion(refused, tmp_path):
+    plain = make_plain(tmp_path / "plain")
+    said = refused("huggingface", plain, "--dtype=bfloat16", "--push=mine")
+    assert "--push=mine: expected ORG/NAME or ORG/NAME@BRANCH" in said
+
+
 @pytest.mark.slow
 def test_from_the_hub_to_the_hub_in_a_process_of_its_own(tmp_path):
     """As a user does, with `HF_ENDPOINT`; the second time without any connection."""
