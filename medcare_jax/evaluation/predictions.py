@@ -72,6 +72,7 @@ def score_predictions(
             "name": path.name,
             "kind": "predictions",
             "digest": file_digest(path),
+            "tokenizer": "",
             "keep": [],
             "stage": None,
             "step": None,

@@ -34,8 +34,9 @@ class MetricScore(TypedDict):
       score: in [0, 1]; a judge's marks in [1, 5].
       low, high: its 95 % interval.
       types: per type of item; of CBLUE, per task of it.
-      outcomes: one number per item, in the order of the task's items; `score` is their mean. Empty
-        if the score is of all items together and no mean (micro-F1, macro-F1).
+      outcomes: one number per item that has the metric, in the order of the task's items; `score`
+        is their mean. Empty if the score is of all items together and no mean (micro-F1,
+        macro-F1).
     """
 
     score: float
@@ -87,6 +88,7 @@ class Model(TypedDict):
       name: as it was asked for.
       kind: `huggingface`, `gguf`, `embedded`, `run`, or `predictions` (answers of others).
       digest: sha256 of its weights, or of the file of answers.
+      tokenizer: sha256 of its tokenizer and chat template; empty for answers of others.
       keep: the adapters that were kept, in the order of the decoder; empty without adapters.
       stage, step: of a run; else None.
     """
@@ -94,6 +96,7 @@ class Model(TypedDict):
     name: str
     kind: str
     digest: str
+    tokenizer: str
     keep: list[str]
     stage: str | None
     step: int | None

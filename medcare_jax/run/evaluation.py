@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 
@@ -110,7 +111,8 @@ def run_prompts(
     mesh = make_mesh(MeshSettings())
     with jax.set_mesh(mesh):
         subject, facts = open_subject(model, mesh)
-        counts = answer_file(source, target, *subject, model=facts["digest"], generation=generation)
+        name = json.dumps([facts["digest"], facts["tokenizer"], model.dtype])
+        counts = answer_file(source, target, *subject, model=name, generation=generation)
     display.line(f"{target}: {counts.prompts} answers, {counts.skipped} skipped, {counts.cut} cut")
 
 

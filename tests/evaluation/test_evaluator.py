@@ -20,7 +20,8 @@ from tests.helpers import FLOAT32, TINY, TINY_ADAPTERS, random_params
 
 SETTINGS = dataclasses.replace(TINY["qwen2"], vocab_size=272, max_position_embeddings=330)
 SECRET = "patient Doe"
-MODEL = {"name": "m", "kind": "run", "digest": "0", "keep": [], "stage": "da", "step": 3}
+MODEL = {"name": "m", "kind": "run", "digest": "0", "tokenizer": "1", "keep": [], "stage": "da",
+         "step": 3}  # fmt: skip
 BOTH = Options(protocols=("generate", "likelihood"), batch=1, max_new_tokens=6)
 
 
