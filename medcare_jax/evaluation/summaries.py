@@ -52,7 +52,7 @@ def summarise(
             name: _over_types(graded, functools.partial(_findings, place=place), seed)
             for place, name in enumerate(("f1", "precision", "recall"))
         }
-    names = list(graded[0].scores)
+    names = dict.fromkeys(name for g in graded for name in g.scores)
     found = {name: _mean(graded, name, seed) for name in names}
     if spec.family == "label":
         found["macro_f1"] = _over_types(graded, lambda mine: _labels(mine, rules), seed)
@@ -88,9 +88,10 @@ def cblue_statistic(task: str, graded: Sequence[Graded], rules: Rules) -> Statis
 
 
 def _mean(graded: Sequence[Graded], name: str, seed: int) -> MetricScore:
-    """A metric that is a mean over items."""
-    outcomes = [g.scores[name] for g in graded]
-    types = _types(graded, lambda mine: sum(g.scores[name] for g in mine) / len(mine))
+    """A metric that is a mean over the items that have it: only some gold is JSON, say."""
+    having = [g for g in graded if name in g.scores]
+    outcomes = [g.scores[name] for g in having]
+    types = _types(having, lambda mine: sum(g.scores[name] for g in mine) / len(mine))
     return _entry(estimate(outcomes, seed=seed), types, outcomes)
 
 

@@ -75,6 +75,16 @@ def test_labels_have_accuracy_first_and_macro_f1():
     assert reference["macro_f1"]["score"] == pytest.approx(1 / 3)
 
 
+def test_a_metric_is_averaged_over_the_items_that_have_it():
+    text, structure = one("a", exact_match=1), one("b", exact_match=0, valid_format=1)
+    for graded in ([text, structure, text], [structure, text, text]):
+        scores = summarise(TASKS["exact"], graded, "strict", seed=0)
+        assert list(scores) == ["exact_match", "valid_format"]
+        assert scores["exact_match"]["score"] == pytest.approx(2 / 3)
+        assert scores["valid_format"]["outcomes"] == [1]
+        assert scores["valid_format"]["types"] == {"b": {"score": 1, "items": 1}}
+
+
 def test_no_hit_is_no_proof_of_none():
     scores = summarise(TASKS["medqa"], [one(accuracy=0)] * 50, "strict", seed=0)
     assert (scores["accuracy"]["low"], scores["accuracy"]["score"]) == (0, 0)
