@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from medcare_jax.evaluation.metrics import Estimate, estimate, mcnemar_exact
+from medcare_jax.evaluation.metrics import Estimate, difference_estimate, paired_p_value
 from medcare_jax.evaluation.report.charts import Band, Dot, interval_chart
 from medcare_jax.evaluation.report.comparison import SIGNIFICANCE, Verdict
 from medcare_jax.evaluation.report.elements import document, legend, section, text
@@ -33,8 +31,8 @@ from medcare_jax.files import write_text
 
 _NOTE = (
     "Differences are to the first model, with 95 % bootstrap intervals over the same items. p: "
-    "McNemar's exact test, where answers are right or wrong, not corrected for the number of "
-    f"comparisons. Better or worse: p below {SIGNIFICANCE:g}, or else an interval without zero."
+    "McNemar's exact test where answers are right or wrong, else a permutation of signs; not "
+    f"corrected for the number of comparisons. Better or worse: p below {SIGNIFICANCE:g}."
 )
 
 
@@ -43,8 +41,8 @@ class Difference(NamedTuple):
 
     Attributes:
       delta: Later minus first, in the unit of the metric.
-      interval: Its 95 % interval; None for scores that are no mean over items.
-      p: Of McNemar's test; None where items are not just right or wrong.
+      interval: Its 95 % bootstrap interval; None for scores that are no mean over items.
+      p: Of `metrics.paired_p_value`; None for the same scores.
     """
 
     delta: float
@@ -54,11 +52,7 @@ class Difference(NamedTuple):
     @property
     def verdict(self) -> Verdict:
         """Better or worse if chance alone would rarely do it, else unclear."""
-        if self.p is not None:
-            is_clear = self.p < SIGNIFICANCE
-        else:
-            is_clear = bool(self.interval and not self.interval.low <= 0 <= self.interval.high)
-        if not is_clear or not self.delta:
+        if self.p is None or self.p >= SIGNIFICANCE or not self.delta:
             return "unclear"
         return "better" if self.delta > 0 else "worse"
 
@@ -108,9 +102,8 @@ def difference(first: MetricScore, later: MetricScore) -> Difference:
         raise ValueError(f"expected outcomes of the same items, got {len(before)} and {len(after)}")
     if not before:
         return Difference(delta, None, None)
-    interval = estimate((np.asarray(after, float) - np.asarray(before, float)).tolist())
-    is_binary = not {*before, *after} - {0, 1}
-    return Difference(delta, interval, mcnemar_exact(before, after) if is_binary else None)
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    return Difference(delta, difference_estimate([changes]), paired_p_value(before, after))
 
 
 def _common(found: Mapping[str, Results]) -> tuple[list[tuple[str, str, str]], list[str]]:
