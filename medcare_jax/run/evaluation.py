@@ -1,7 +1,9 @@
 """What `tools/evaluate.py` does: a model on tasks, or answers that are there already."""
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -106,13 +108,29 @@ def run_prompts(
     target: pathlib.Path,
     generation: Generation,
     display: Display,
+    *,
+    overwrite: bool = False,
 ) -> None:
-    """Answers a file of prompts, without scores; see `run/prompts.py`."""
+    """Answers a file of prompts, without scores; see `run/prompts.py`.
+
+    Raises:
+      WorkdirError: The target is there, and may not be replaced.
+    """
+    if target.exists() and not overwrite:
+        raise WorkdirError(f"{target} is there; name another --output, or give --overwrite")
     mesh = make_mesh(MeshSettings())
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as shown:
         subject, facts = open_subject(model, mesh)
+        open_bar = functools.cache(lambda total: shown.enter_context(display.bar("answers", total)))
         name = json.dumps([facts["digest"], facts["tokenizer"], model.dtype])
-        counts = answer_file(source, target, *subject, model=name, generation=generation)
+        counts = answer_file(
+            source,
+            target,
+            *subject,
+            model=name,
+            generation=generation,
+            on_done=lambda done, total: open_bar(total).update(done, {}),
+        )
     display.line(f"{target}: {counts.prompts} answers, {counts.skipped} skipped, {counts.cut} cut")
 
 

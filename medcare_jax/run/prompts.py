@@ -13,6 +13,7 @@ output. Until all are done, finished lines stand in `OUTPUT.part`, which only it
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -113,7 +114,7 @@ def answer_file(
 
     Raises:
       RecordError: A bad prompt, with file and line; nothing is generated then.
-      PromptsError: Over-long prompts with `error`; `TARGET.part` of another request.
+      PromptsError: Over-long prompts with `error`; `TARGET.part` of another request, or in use.
       FileNotFoundError: No such source.
     """
     context = decoder.settings.max_position_embeddings
@@ -186,8 +187,8 @@ def read_prompts(
     if long and generation.over_long == "error":
         raise PromptsError(
             f"{len(long)} prompts are longer than the {room} tokens that the context of {context} "
-            f"leaves beside max_new_tokens; the first is {long[0]}. Shorten them, lower "
-            "max_new_tokens, or choose over_long = skip or cut"
+            f"leaves beside max_new_tokens; the first is {long[0]}. Shorten them or leave them "
+            "out, or lower max_new_tokens"
         )
     return prompts
 
@@ -232,6 +233,18 @@ class _Part:
         self.lines: dict[int, dict[str, Any]] = {}
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, PRIVATE)
         self._file = os.fdopen(handle, "r+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise PromptsError(
+                f"{self._path} is being written by another process; wait for it, or choose "
+                "another output"
+            ) from None
+        self._read(key)
+
+    def _read(self, key: str) -> None:
+        """Finds the finished lines; cuts off a last one that was being written."""
         whole = 0
         for row, line in enumerate(self._file):  # bytes: text may hold more kinds of line ends
             if not line.endswith(b"\n"):
