@@ -297,6 +297,7 @@ def _entry(sample: Sample) -> _Entry:
     details = sample["details"]
     is_label = isinstance(sample["gold"], str)
     graded = Graded(
+        sample["id"],
         sample["type"],
         sample["scores"],
         tuple(details["counts"]),

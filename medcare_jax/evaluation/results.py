@@ -5,8 +5,9 @@ whole. Nothing in them depends on the clock or on how often the evaluation was s
 same model, items and settings give the same bytes.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -37,6 +38,7 @@ class MetricScore(TypedDict):
       outcomes: one number per item that has the metric, in the order of the task's items; `score`
         is their mean. Empty if the score is of all items together and no mean (micro-F1,
         macro-F1).
+      items: `items_digest` of the items that have it; results of earlier builds have none.
     """
 
     score: float
@@ -44,6 +46,7 @@ class MetricScore(TypedDict):
     high: float
     types: dict[str, TypeScore]
     outcomes: list[float]
+    items: str
 
 
 class ProtocolResult(TypedDict):
@@ -196,6 +199,16 @@ def request_of(results: Results) -> dict[str, Any]:
         "versions": results["versions"],
         "data": results["data"],
     }
+
+
+def items_digest(items: Iterable[tuple[str, str]]) -> str:
+    """What stands for items in their order, given as type and id: outcomes of equal ones pair up.
+
+    Examples:
+      >>> items_digest([("", "a"), ("", "b")]) == items_digest([("", "b"), ("", "a")])
+      False
+    """
+    return hashlib.sha256(json.dumps([*items]).encode()).hexdigest()
 
 
 def headline(result: TaskResult) -> MetricScore | None:

@@ -30,6 +30,7 @@ from medcare_jax.evaluation.results import (
     Results,
     Sample,
     headline,
+    items_digest,
     read_results,
     read_samples,
     write_results,
@@ -200,6 +201,7 @@ def _metric(samples: Sequence[Sample], metric: str, seed: int) -> MetricScore:
             for name, mine in sorted(by_type.items())
         },
         "outcomes": values,
+        "items": items_digest((sample["type"], sample["id"]) for sample in samples),
     }
 
 

@@ -116,20 +116,36 @@ def _common(found: Mapping[str, Results]) -> tuple[list[tuple[str, str, str]], l
         elif not all(_has_same_items(first, results, name) for results in others):
             notes.append(f"{task['title']} was scored on different items")
         else:
-            common += [
-                (name, protocol, metric)
-                for protocol, result in task["protocols"].items()
-                for metric in result["scores"]
-                if all(_score(results["tasks"][name], protocol, metric) for results in others)
-            ]
+            for protocol, metric in _scored_by_all(found, name):
+                keys = (name, protocol, metric)
+                if len({_items_of(score) for score in _scores(found, keys)}) == 1:
+                    common.append(keys)
+                else:
+                    said = f"{task['title']}, {metric_name(metric)}, {protocol}"
+                    notes.append(f"{said} was scored on different items")
     return common, notes
 
 
+def _scored_by_all(found: Mapping[str, Results], name: str) -> list[tuple[str, str]]:
+    """Protocols and metrics of a task that all have."""
+    first, *others = (results["tasks"][name] for results in found.values())
+    return [
+        (protocol, metric)
+        for protocol, result in first["protocols"].items()
+        for metric in result["scores"]
+        if all(_score(other, protocol, metric) for other in others)
+    ]
+
+
+def _items_of(score: MetricScore) -> tuple[str, int]:
+    """What tells whether scores are of the same items: a judge may have left some unmarked."""
+    return score.get("items", ""), len(score["outcomes"])
+
+
 def _has_same_items(first: Results, other: Results, name: str) -> bool:
-    """Whether a task's files and counts agree, so that outcomes can be paired in their order."""
+    """Whether a task's files and counts agree."""
     files = [results["data"].get(name) for results in (first, other)]
-    tasks = [results["tasks"][name] for results in (first, other)]
-    counts = [(task["items"], task["left_out"]) for task in tasks]
+    counts = [results["tasks"][name]["items"] for results in (first, other)]
     return files[0] == files[1] and counts[0] == counts[1]
 
 
@@ -140,7 +156,7 @@ def _score(task: TaskResult, protocol: str, metric: str) -> MetricScore | None:
 
 
 def _scores(found: Mapping[str, Results], key: tuple[str, str, str]) -> list[MetricScore]:
-    """The scores of all models; `_common` has seen to it that they are there."""
+    """The scores of all models, which all have it."""
     name, protocol, metric = key
     return [r["tasks"][name]["protocols"][protocol]["scores"][metric] for r in found.values()]
 

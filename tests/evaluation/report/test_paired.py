@@ -100,6 +100,41 @@ def test_other_items_are_not_compared(tmp_path):
     assert "- CMB was scored on different items" in text
 
 
+def test_marks_of_other_items_are_not_compared(tmp_path):
+    """As many marks on both sides, of which one is missing on another item."""
+    folders = []
+    for name, digest in (("a", "3 is missing"), ("b", "9 is missing")):
+        task = task_result("CCTE", "rouge_l", protocols=("generate",))
+        task["left_out"]["not marked by the judge"] = 1
+        scores = task["protocols"]["generate"]["scores"]
+        scores["judge"] = {**metric_score([3, 4, 5]), "items": digest}
+        folders.append(write(tmp_path / name, results_of({"ccte": task})))
+    text = compare_folders(folders, tmp_path)[0].read_text()
+    assert "- CCTE, judge, generate was scored on different items" in text
+    assert "rouge l, generate" in text
+
+
+def test_what_one_judge_marked_alone_keeps_its_other_scores(tmp_path):
+    one, two = (task_result("MeQSum", "rouge_l", protocols=("generate",)) for _ in range(2))
+    one["left_out"]["not marked by the judge"] = 0
+    one["protocols"]["generate"]["scores"]["judge"] = metric_score([3, 4, 5])
+    folders = [
+        write(tmp_path / name, results_of({"meqsum": task}))
+        for name, task in zip("ab", (one, two), strict=True)
+    ]
+    text = compare_folders(folders, tmp_path)[0].read_text()
+    assert "rouge l, generate" in text
+    assert "different items" not in text
+
+
+def test_answers_of_a_file_are_compared_with_those_of_a_model(tmp_path):
+    """What `--predictions` leaves, whose items are no prompts that could be too long."""
+    one, two = results_of({"medqa": task_result("MedQA")}), results_of({"medqa": task_result("M")})
+    two["tasks"]["medqa"]["left_out"] = {}
+    folders = [write(tmp_path / name, each) for name, each in (("a", one), ("b", two))]
+    assert "| MedQA" in compare_folders(folders, tmp_path)[0].read_text()
+
+
 def test_nothing_in_common_is_refused(tmp_path):
     folders = [
         write(tmp_path / name, results_of({task: task_result(task)}))
