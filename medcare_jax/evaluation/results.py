@@ -211,6 +211,11 @@ def items_digest(items: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256(json.dumps([*items]).encode()).hexdigest()
 
 
+def scored_items(score: MetricScore) -> tuple[str, int]:
+    """What tells whether scores are of the same items: a judge may have left some unmarked."""
+    return score.get("items", ""), len(score["outcomes"])
+
+
 def headline(result: TaskResult) -> MetricScore | None:
     """A task's main score; None while its protocol or a judge has yet to give it."""
     protocol = result["protocols"].get(result["protocol"])

@@ -26,7 +26,13 @@ from medcare_jax.evaluation.report.wording import (
     score_text,
     share_of_scale,
 )
-from medcare_jax.evaluation.results import MetricScore, Results, TaskResult, read_results
+from medcare_jax.evaluation.results import (
+    MetricScore,
+    Results,
+    TaskResult,
+    read_results,
+    scored_items,
+)
 from medcare_jax.files import write_text
 
 _NOTE = (
@@ -118,7 +124,7 @@ def _common(found: Mapping[str, Results]) -> tuple[list[tuple[str, str, str]], l
         else:
             for protocol, metric in _scored_by_all(found, name):
                 keys = (name, protocol, metric)
-                if len({_items_of(score) for score in _scores(found, keys)}) == 1:
+                if len({scored_items(score) for score in _scores(found, keys)}) == 1:
                     common.append(keys)
                 else:
                     said = f"{task['title']}, {metric_name(metric)}, {protocol}"
@@ -135,11 +141,6 @@ def _scored_by_all(found: Mapping[str, Results], name: str) -> list[tuple[str, s
         for metric in result["scores"]
         if all(_score(other, protocol, metric) for other in others)
     ]
-
-
-def _items_of(score: MetricScore) -> tuple[str, int]:
-    """What tells whether scores are of the same items: a judge may have left some unmarked."""
-    return score.get("items", ""), len(score["outcomes"])
 
 
 def _has_same_items(first: Results, other: Results, name: str) -> bool:
