@@ -161,13 +161,14 @@ def run_predictions(
     """
     scored = score_predictions(path, task_name(task), rules, data=data, seed=seed)
     if output is not None:
-        if not overwrite:
-            _refuse_other(output, scored.results)
-        forget_samples(output)
-        if write_samples:
-            write_samples_file(output, scored.samples)
-        write_results(output, scored.results)
-        write_evaluation_report(output)
+        with hold(output):
+            if not overwrite:
+                _refuse_other(output, scored.results)
+            forget_samples(output)
+            if write_samples:
+                write_samples_file(output, scored.samples)
+            write_results(output, scored.results)
+            write_evaluation_report(output)
     _tell(scored.results, output, display.line)
     return scored.results
 

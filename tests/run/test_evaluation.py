@@ -20,7 +20,7 @@ from medcare_jax.run.facts import versions
 from medcare_jax.run.progress import Display
 from medcare_jax.run.prompts import Generation, PromptsError
 from medcare_jax.run.subjects import Asked
-from medcare_jax.run.workdir import WorkdirError
+from medcare_jax.run.workdir import WorkdirError, hold
 from tests.evaluation.records import record, write
 from tests.evaluation.report.evaluations import results_of, task_result
 from tests.run.workdirs import write_base
@@ -64,10 +64,19 @@ def test_answers_are_not_written_if_told_so(answers, data, tmp_path):
             answers, "medqa", "strict", Display(is_shown=False), data=data, output=output,
             write_samples=write_samples,
         )  # fmt: skip
-    assert sorted(path.name for path in output.iterdir()) == [
+    assert sorted(path.name for path in output.glob("[!.]*")) == [
         "report.html", "report.md", "results.json",
     ]  # fmt: skip
     assert "The answer is" not in (output / "report.html").read_text()
+
+
+def test_answers_are_not_scored_into_a_folder_in_use(answers, data, tmp_path):
+    output = tmp_path / "scores"
+    with hold(output), pytest.raises(WorkdirError, match="is in use"):
+        run_predictions(
+            answers, "medqa", "strict", Display(is_shown=False), data=data, output=output
+        )
+    assert not (output / "results.json").exists()
 
 
 def test_scores_by_other_rules_are_kept(answers, data, tmp_path):
