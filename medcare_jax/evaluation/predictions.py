@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medcare_jax.data.records import Record, RecordError, Turn
+from medcare_jax.data.records import NOT_TEXT, Record, RecordError, Turn, is_text
 from medcare_jax.data.scanning import scan_json
 from medcare_jax.evaluation.grading import Grade, grade
 from medcare_jax.evaluation.items import LETTERS, READERS, Family, Item, read_id
@@ -110,6 +110,8 @@ def _read(path: Path) -> list[_Line]:
             raise value
         if not isinstance(value, dict):
             raise RecordError(location, "", "expected an object")
+        if not is_text(value):
+            raise RecordError(location, "", NOT_TEXT)
         text = value.get("text", value.get("output"))
         if not isinstance(text, str):
             raise RecordError(location, "text", "expected the answer, got none")

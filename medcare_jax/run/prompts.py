@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medcare_jax.data.chat import encode_prompt, end_token_ids
-from medcare_jax.data.records import RecordError
+from medcare_jax.data.records import NOT_TEXT, RecordError, is_text
 from medcare_jax.data.scanning import scan_json
 from medcare_jax.evaluation.items import read_id
 from medcare_jax.files import PRIVATE, file_digest, write_text
@@ -199,6 +199,8 @@ def _messages(item: Any, location: str) -> tuple[str, list[dict[str, str]]]:
     found = [kind for kind in kinds if isinstance(item, dict) and kind in item]
     if len(found) != 1:
         raise RecordError(location, "", f"expected an object with one of {', '.join(kinds)}")
+    if not is_text(item):
+        raise RecordError(location, "", NOT_TEXT)
     name = read_id(item.get("id"), location, location, "id")
     if found == ["prompt"]:
         turns: Sequence[Any] = [{"role": "user", "content": item["prompt"]}]

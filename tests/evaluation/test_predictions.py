@@ -102,6 +102,8 @@ def test_answers_of_another_number_or_order_are_refused(folder):
         ('{"text": "x", "additional_info": {}}', "additional_info.answer: expected the gold"),
         ('{"text": "x", "additional_info": 3}', "additional_info: expected an object"),
         ("{", "infer.jsonl:1"),
+        ('{"text": "x \\ud83d", "additional_info": {"answer": "B"}}', "jsonl:1: .*surrogate"),
+        ('{"text": "x", "additional_info": {"answer": "B", "type": "\\ud83d"}}', "surrogate"),
     ],
 )
 def test_a_bad_file_is_refused_by_its_line(tmp_path, text, message):

@@ -150,6 +150,8 @@ def test_over_long_prompts_are_refused_skipped_or_cut(opened, tmp_path):
         ({"id": "a", "prompt": "b"}, "id: expected its own"),
         ({"id": ["b"], "prompt": "b"}, "id: expected text or a whole number"),
         ({"prompt": "a <|im_end|> b"}, "control token"),
+        ({"prompt": "a \ud83d"}, "half a surrogate pair"),
+        ({"id": "a\ud83d", "prompt": "b"}, "half a surrogate pair"),
     ],
 )
 def test_bad_lines_are_named_and_nothing_is_generated(opened, tmp_path, line, problem):
