@@ -76,14 +76,23 @@ def drafted(path: pathlib.Path, *, mode: int = _USUAL) -> Iterator[TextIO]:
       OSError: It could not be written; what was there before is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
+    draft = draft_of(path)
     draft.unlink(missing_ok=True)  # one that a killed process left keeps its own mode
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)  # it may hold medical text
+        raise
+
+
+def draft_of(path: pathlib.Path) -> pathlib.Path:
+    """What `drafted` writes a file as, until it is whole; a killed process leaves it."""
+    return path.with_name(f".{path.name}.part")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "new \ud800")
     assert path.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_the_digest_is_that_of_the_bytes(tmp_path):

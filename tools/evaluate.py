@@ -40,7 +40,9 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the bootstrap.")
 _NO_SAMPLES = flags.DEFINE_bool("no_samples", False, "Write no prompts and no answers.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the results of another evaluation.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace results of another evaluation, or answers of --prompts."
+)
 _PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts to answer, without scores.")
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "A file of answers to score.")
 _COMPARE = flags.DEFINE_list("compare", [], "Folders of results to compare with the first of them.")
@@ -67,7 +69,7 @@ _UNUSED = {
         "base", "batch", "dtype", "keep", "limit", "max_new_tokens", "prompts", "protocols",
         "stage", "step",
     ),
-    "prompts": ("data", "limit", "no_samples", "overwrite", "protocols", "rules", "tasks"),
+    "prompts": ("data", "limit", "no_samples", "protocols", "rules", "tasks"),
 }  # fmt: skip
 """By what is asked for, the flags that mean nothing there."""
 
@@ -199,7 +201,8 @@ def _answer_prompts(display) -> None:
     longest = {"max_new_tokens": _MAX_NEW_TOKENS.value} if _MAX_NEW_TOKENS.value else {}
     generation = Generation(batch=_BATCH.value, seed=_SEED.value, **longest)
     source, target = pathlib.Path(_PROMPTS.value), pathlib.Path(_OUTPUT.value)
-    run_prompts(_asked(), source, target, generation, display)
+    overwrite = _OVERWRITE.value
+    run_prompts(_asked(), source, target, generation, display, overwrite=overwrite)
 
 
 def _score_model(display) -> None:

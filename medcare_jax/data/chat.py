@@ -8,6 +8,8 @@ A dialogue is tokenised in pieces, cut where targets begin and end. So the token
 are the very ones that stand before it when the model generates, and no token is half a target.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -31,6 +33,7 @@ __all__ = [
     "encode_prompt",
     "end_token_ids",
     "to_messages",
+    "tokenizer_digest",
 ]
 
 TARGETS = ("assistant", "reference")
@@ -158,6 +161,18 @@ def end_token_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return tuple(sorted(special | set(tokenizer.all_special_ids)))
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The sha256 over all that makes tokens of messages: the tokenizer, its chat template.
+
+    The template itself is taken and not what it renders, which may name the day.
+    """
+    inner = json.loads(tokenizer.backend_tokenizer.to_str())
+    for name in ("truncation", "padding"):  # each call sets them anew
+        inner.pop(name, None)
+    content = [inner, tokenizer.chat_template, tokenizer.special_tokens_map]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def to_messages(turns: Sequence[Turn]) -> list[Message]:

@@ -25,6 +25,7 @@ _ROLES: Mapping[Any, Role] = {
     "assistant": "gpt",
 }
 # A lone half of a surrogate pair is no character, and NUL ends a string for some tokenizers.
+NOT_TEXT = "expected text, got a NUL or half a surrogate pair in it"
 _NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 _TFDS_MARK = "dataset_info.json"
 
@@ -181,8 +182,8 @@ def _text(value: object, field: str) -> str:
     text = _typed(value, str, field, "text")
     if not text.strip():
         raise _FieldError(field, "expected text, got an empty one")
-    if _NO_TEXT.search(text):
-        raise _FieldError(field, "expected text, got a NUL or half a surrogate pair in it")
+    if not is_text(text):
+        raise _FieldError(field, NOT_TEXT)
     return text
 
 
@@ -231,9 +232,19 @@ def _evaluation(value: object) -> Mapping[str, Any] | None:
     if value is None:
         return None
     gold: Mapping[str, Any] = _typed(value, dict, "eval", "an object")
-    if any(_NO_TEXT.search(text) for text in _texts(gold)):
-        raise _FieldError("eval", "expected text, got a NUL or half a surrogate pair in it")
+    if not is_text(gold):
+        raise _FieldError("eval", NOT_TEXT)
     return gold
+
+
+def is_text(value: object) -> bool:
+    r"""Whether all text inside a JSON value can be written to a file and tokenised.
+
+    Examples:
+      >>> is_text({"text": ["fever"]}), is_text({"text": ["\ud83d"]})
+      (True, False)
+    """
+    return not any(_NO_TEXT.search(text) for text in _texts(value))
 
 
 def _texts(value: object) -> Iterator[str]:

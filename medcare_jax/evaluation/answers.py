@@ -12,7 +12,7 @@ FORMATS: dict[Format, str] = {
 }
 
 # Latin and Chinese punctuation behind the letter, as exams print it.
-_OPTION_LINE = re.compile(r"^([A-Z])\s*[.．、:：)）]\s*(\S.*?)\s*$", re.MULTILINE)
+_OPTION_LINE = re.compile(r"^([A-Z])[^\S\n]*[.．、:：)）][^\S\n]*(.*?)[^\S\n]*$", re.MULTILINE)
 _CODE = r"[A-Z][0-9][0-9A-Z](?:\.[0-9A-Z]{1,4})?"
 _SECTION = re.compile(
     r"^Section header:(?P<section_header>[^\n]*)\nSection text:(?P<section_text>.*)",
@@ -32,7 +32,8 @@ def option_lines(prompt: str) -> dict[str, str]:
     r"""The options that a question lists as lines `A. text`, by letter.
 
     Only an unbroken run A, B, C, ... counts, and of several runs the last: a vignette may have
-    lettered lines of its own.
+    lettered lines of its own. A letter without a text is no option, as where four of five slots
+    are filled.
 
     Examples:
       >>> option_lines("Which vitamin?\nA. Retinol\nB. Thiamine")
@@ -40,13 +41,13 @@ def option_lines(prompt: str) -> dict[str, str]:
       >>> option_lines("No options here.")
       {}
     """
-    options: dict[str, str] = {}
+    run: dict[str, str] = {}
     for letter, text in _OPTION_LINE.findall(prompt):
         if letter == "A":
-            options = {}
-        if letter == chr(ord("A") + len(options)):
-            options[letter] = text
-    return options
+            run = {}
+        if letter == chr(ord("A") + len(run)):
+            run[letter] = text
+    return {letter: text for letter, text in run.items() if text}
 
 
 def parse_diagnoses(text: str, form: Format) -> tuple[Diagnosis, ...] | None:

@@ -15,7 +15,7 @@ from absl import logging
 
 from medcare_jax.agreement import first_says
 from medcare_jax.evaluation.asking import Question, Subject, ask, messages_of, question, room
-from medcare_jax.evaluation.journal import Journal, forget_samples
+from medcare_jax.evaluation.journal import JOURNAL_FILE, Journal, forget_samples
 from medcare_jax.evaluation.journal import write_samples as write_samples_file
 from medcare_jax.evaluation.results import (
     FORMAT,
@@ -101,7 +101,7 @@ def evaluate(
         if _is_whole(known, tasks, options) and (
             not write_samples or (folder / SAMPLES_FILE).is_file()
         ):
-            return known
+            return _finished(known, folder, is_writer=is_writer)
         results["tasks"] = {} if write_samples else known["tasks"]
     write = functools.partial(write_results, folder, results) if is_writer else lambda: None
     write()
@@ -120,6 +120,18 @@ def evaluate(
     finally:
         if journal is not None:
             journal.close()
+    return results
+
+
+def _finished(results: Results, folder: Path, *, is_writer: bool) -> Results:
+    """Results that are whole, in order also where a kill came between the last files."""
+    is_judged = "judge" in results["settings"]  # then it says whether all marks are there
+    if results["status"] == "partial" and not is_judged:
+        results["status"] = "complete"
+        if is_writer:
+            write_results(folder, results)
+    if is_writer:
+        (folder / JOURNAL_FILE).unlink(missing_ok=True)
     return results
 
 
@@ -297,6 +309,7 @@ def _entry(sample: Sample) -> _Entry:
     details = sample["details"]
     is_label = isinstance(sample["gold"], str)
     graded = Graded(
+        sample["id"],
         sample["type"],
         sample["scores"],
         tuple(details["counts"]),

@@ -117,8 +117,19 @@ def _text(spec: TaskSpec, item: Item, output: str, rules: Rules) -> Grade:
     if wanted is None:
         return Grade(said or None, {"exact_match": int(said == gold)})
     found = read_structure(said)
-    scores = {"exact_match": int(found == wanted), "valid_format": int(found is not None)}
+    scores = {"exact_match": int(_is_same(found, wanted)), "valid_format": int(found is not None)}
     return Grade(found, dict(scores))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values of JSON are equal; for Python `true` is 1 as well."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other)
 
 
 def _open(spec: TaskSpec, item: Item, output: str, rules: Rules) -> Grade:

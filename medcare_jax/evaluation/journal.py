@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medcare_jax.evaluation.results import PAGE_FILE, SAMPLES_FILE, ResultsError, Sample
-from medcare_jax.files import PRIVATE, drafted
+from medcare_jax.files import PRIVATE, draft_of, drafted
 
 JOURNAL_FILE = f"{SAMPLES_FILE}.part"
 
@@ -31,6 +31,7 @@ def forget_samples(folder: Path) -> None:
     """Takes all text out of a folder whose results are without it: samples, journal, the page."""
     for name in (SAMPLES_FILE, JOURNAL_FILE, PAGE_FILE):
         (folder / name).unlink(missing_ok=True)
+        draft_of(folder / name).unlink(missing_ok=True)
 
 
 class Journal:

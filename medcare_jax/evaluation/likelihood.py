@@ -22,6 +22,7 @@ from medcare_jax.shapes import Params
 
 _PAD = 0  # any id does: padding is masked
 _SHORTEST_OPTION_BUCKET = 8
+_MOST_OPTIONS = 8  # of one context at once: rows are this times the batch
 
 
 class OptionScore(NamedTuple):
@@ -115,27 +116,28 @@ def continuation_scores(
 ) -> list[OptionScore]:
     """Scores of any (context, continuation) pairs of token ids, in their order.
 
-    Pairs with the same context are computed together, as the options of one prompt.
+    Pairs with the same context are computed together in groups, as the options of one prompt. A
+    context that is not longer than its continuation saves less than the rows cost that wait for
+    each other: all first windows of rolling texts have the same one token.
 
     Args:
       decoder: the model.
       params: its parameters.
       pairs: contexts and continuations, at least one token each.
-      batch: contexts at once.
-      on_done: called with the number of pairs finished after each batch of contexts.
+      batch: groups at once; rows of one pass are up to 8 times as many.
+      on_done: called with the number of groups finished after each batch of them.
 
     Raises:
-      ValueError: as `option_scores`; item numbers in messages are those of the contexts, counted
-        in the order in which they appear first.
+      ValueError: as `option_scores`; item numbers in messages are those of the groups, counted in
+        the order in which they begin.
     """
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, (context, _) in enumerate(pairs):
-        places.setdefault(tuple(context), []).append(place)
-    options = [[pairs[place][1] for place in group] for group in places.values()]
-    rows = option_scores(decoder, params, list(places), options, batch=batch, on_done=on_done)
+    groups = _sharing(pairs)
+    contexts = [pairs[group[0]][0] for group in groups]
+    options = [[pairs[place][1] for place in group] for group in groups]
+    rows = option_scores(decoder, params, contexts, options, batch=batch, on_done=on_done)
     scores = {
         place: score
-        for group, row in zip(places.values(), rows, strict=True)
+        for group, row in zip(groups, rows, strict=True)
         for place, score in zip(group, row, strict=True)
     }
     return [scores[place] for place in range(len(pairs))]
@@ -299,6 +301,23 @@ def _alike(
     for group in groups.values():
         for rows in length_batches([len(prompts[i]) for i in group], batch):
             yield [group[row] for row in rows]
+
+
+def _sharing(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[int]]:
+    """Numbers of pairs in groups that share a context."""
+    groups: list[list[int]] = []
+    open_groups: dict[tuple[int, ...], list[int]] = {}
+    for place, (context, continuation) in enumerate(pairs):
+        key = tuple(context)
+        group = open_groups.get(key)
+        is_shared = len(context) > len(continuation)
+        if is_shared and group is not None and len(group) < _MOST_OPTIONS:
+            group.append(place)
+            continue
+        groups.append([place])
+        if is_shared:
+            open_groups[key] = groups[-1]
+    return groups
 
 
 def _check(

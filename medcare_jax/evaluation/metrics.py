@@ -13,6 +13,7 @@ _AT_ONCE = 250  # resamples whose weights exist at once: bounded memory for any 
 _Z = 1.959963984540054  # the normal quantile of 97.5 %
 
 Counts = Float[np.ndarray, "n k"]
+Values = Sequence[float] | Float[np.ndarray, " n"]
 Score = Callable[[Float[np.ndarray, "*r k"]], Float[np.ndarray, "*r"]]
 
 
@@ -36,7 +37,7 @@ class Statistic(NamedTuple):
     score: Score
 
 
-def mean(values: Sequence[float]) -> Statistic:
+def mean(values: Values) -> Statistic:
     """The mean of one number per item."""
     column = np.asarray(values, np.float64)
     return Statistic(np.stack([column, np.ones_like(column)], axis=1), _ratio)
@@ -120,6 +121,25 @@ def interval_of(score: float, resamples: Float[np.ndarray, " r"], items: int) ->
     if low == high == 1:
         low = wilson(items, items).low
     return Estimate(score, low, high)
+
+
+def difference_estimate(groups: Sequence[Values], *, seed: int = 0) -> Estimate:
+    """The mean over groups of each group's mean difference, with its 95 % bootstrap interval.
+
+    A difference is no share, so no bound is Wilson's: where no item differs, no resample does.
+
+    Args:
+      groups: one number per item, by task; each task is resampled by itself.
+      seed: of the resampling.
+
+    Examples:
+      >>> difference_estimate([[0.0] * 50])
+      Estimate(score=0.0, low=0.0, high=0.0)
+    """
+    statistics = [mean(group) for group in groups]
+    draws = [resampled(each, seed=seed + i) for i, each in enumerate(statistics)]
+    low, high = (float(end) for end in np.quantile(np.mean(draws, axis=0), [0.025, 0.975]))
+    return Estimate(float(np.mean([point(each) for each in statistics])), low, high)
 
 
 def point(statistic: Statistic) -> float:

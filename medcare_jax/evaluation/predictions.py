@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medcare_jax.data.records import Record, RecordError, Turn
+from medcare_jax.data.records import NOT_TEXT, Record, RecordError, Turn, is_text
 from medcare_jax.data.scanning import scan_json
 from medcare_jax.evaluation.grading import Grade, grade
 from medcare_jax.evaluation.items import LETTERS, READERS, Family, Item, read_id
-from medcare_jax.evaluation.results import FORMAT, Results, Sample
+from medcare_jax.evaluation.results import FORMAT, DataFile, Results, Sample
 from medcare_jax.evaluation.scoring import Rules
 from medcare_jax.evaluation.scoring.cblue_parse import PARSERS
 from medcare_jax.evaluation.scoring.cblue_score import PredictionError, check_order
@@ -62,7 +62,7 @@ def score_predictions(
     """
     spec = TASKS[task]
     lines = _read(path)
-    items, source = _items(path, lines, task, data)
+    items, files = _items(path, lines, task, data)
     grades = [grade(spec, i, line.text, rules) for i, line in zip(items, lines, strict=True)]
     graded = [_graded(i, g) for i, g in zip(items, grades, strict=True)]
     results: Results = {
@@ -72,13 +72,14 @@ def score_predictions(
             "name": path.name,
             "kind": "predictions",
             "digest": file_digest(path),
+            "tokenizer": "",
             "keep": [],
             "stage": None,
             "step": None,
         },
         "settings": {"rules": rules, "seed": seed},
         "versions": {},
-        "data": {task: [{"file": source.name, "sha256": file_digest(source)}]},
+        "data": {task: files},
         "tasks": {
             task: {
                 "title": spec.title,
@@ -109,6 +110,8 @@ def _read(path: Path) -> list[_Line]:
             raise value
         if not isinstance(value, dict):
             raise RecordError(location, "", "expected an object")
+        if not is_text(value):
+            raise RecordError(location, "", NOT_TEXT)
         text = value.get("text", value.get("output"))
         if not isinstance(text, str):
             raise RecordError(location, "text", "expected the answer, got none")
@@ -124,23 +127,28 @@ def _read(path: Path) -> list[_Line]:
 
 def _items(
     path: Path, lines: Sequence[_Line], task: str, data: Path | None
-) -> tuple[list[Item], Path]:
-    """The items answered, and the file that has their gold."""
+) -> tuple[list[Item], list[DataFile]]:
+    """The items answered, and the files that have their gold."""
     spec = TASKS[task]
     if data is None:
-        return [_with_gold(spec, line) for line in lines], path
+        return [_with_gold(spec, line) for line in lines], [_data_file(path)]
     if data.is_file():
         if spec.family != "cblue":
             raise ValueError(f"--data={data}: expected a folder; only CBLUE has gold in one file")
         bare = [_item(spec, line) for line in lines]
-        return with_structured_gold(bare, read_structured(data), data), data
+        return with_structured_gold(bare, read_structured(data), data), [_data_file(data)]
     (loaded,) = load_tasks(data, [task])
     known = [_id(line, "") for line in lines]
     items = [item.id for item in loaded.items]
     if len(known) == len(items):  # lines without an id are taken in the file's order
         known = [mine or theirs for mine, theirs in zip(known, items, strict=True)]
     check_order(task, items, known)
-    return list(loaded.items), loaded.path
+    return list(loaded.items), loaded.data_files()
+
+
+def _data_file(path: Path) -> DataFile:
+    """A file as results name it."""
+    return {"file": path.name, "sha256": file_digest(path)}
 
 
 def _item(spec: TaskSpec, line: _Line) -> Item:
@@ -217,7 +225,7 @@ _ALONE: dict[Family, tuple[Callable[[Item, Any], bool], str]] = {
 
 def _graded(item: Item, found: Grade) -> Graded:
     """What a summary needs."""
-    return Graded(item.type, found.scores, found.counts, found.parsed, item.gold)
+    return Graded(item.id, item.type, found.scores, found.counts, found.parsed, item.gold)
 
 
 def _sample(task: str, item: Item, line: _Line, found: Grade) -> Sample:

@@ -5,8 +5,9 @@ whole. Nothing in them depends on the clock or on how often the evaluation was s
 same model, items and settings give the same bytes.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -34,8 +35,10 @@ class MetricScore(TypedDict):
       score: in [0, 1]; a judge's marks in [1, 5].
       low, high: its 95 % interval.
       types: per type of item; of CBLUE, per task of it.
-      outcomes: one number per item, in the order of the task's items; `score` is their mean. Empty
-        if the score is of all items together and no mean (micro-F1, macro-F1).
+      outcomes: one number per item that has the metric, in the order of the task's items; `score`
+        is their mean. Empty if the score is of all items together and no mean (micro-F1,
+        macro-F1).
+      items: `items_digest` of the items that have it; results of earlier builds have none.
     """
 
     score: float
@@ -43,6 +46,7 @@ class MetricScore(TypedDict):
     high: float
     types: dict[str, TypeScore]
     outcomes: list[float]
+    items: str
 
 
 class ProtocolResult(TypedDict):
@@ -87,6 +91,7 @@ class Model(TypedDict):
       name: as it was asked for.
       kind: `huggingface`, `gguf`, `embedded`, `run`, or `predictions` (answers of others).
       digest: sha256 of its weights, or of the file of answers.
+      tokenizer: sha256 of its tokenizer and chat template; empty for answers of others.
       keep: the adapters that were kept, in the order of the decoder; empty without adapters.
       stage, step: of a run; else None.
     """
@@ -94,6 +99,7 @@ class Model(TypedDict):
     name: str
     kind: str
     digest: str
+    tokenizer: str
     keep: list[str]
     stage: str | None
     step: int | None
@@ -193,6 +199,21 @@ def request_of(results: Results) -> dict[str, Any]:
         "versions": results["versions"],
         "data": results["data"],
     }
+
+
+def items_digest(items: Iterable[tuple[str, str]]) -> str:
+    """What stands for items in their order, given as type and id: outcomes of equal ones pair up.
+
+    Examples:
+      >>> items_digest([("", "a"), ("", "b")]) == items_digest([("", "b"), ("", "a")])
+      False
+    """
+    return hashlib.sha256(json.dumps([*items]).encode()).hexdigest()
+
+
+def scored_items(score: MetricScore) -> tuple[str, int]:
+    """What tells whether scores are of the same items: a judge may have left some unmarked."""
+    return score.get("items", ""), len(score["outcomes"])
 
 
 def headline(result: TaskResult) -> MetricScore | None:

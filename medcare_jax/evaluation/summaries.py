@@ -18,7 +18,7 @@ from medcare_jax.evaluation.metrics import (
     ratio,
     resampled,
 )
-from medcare_jax.evaluation.results import MetricScore, Results, TypeScore
+from medcare_jax.evaluation.results import MetricScore, Results, TypeScore, items_digest
 from medcare_jax.evaluation.scoring import Rules
 from medcare_jax.evaluation.scoring import cblue_score as cblue
 from medcare_jax.evaluation.tasks import TASKS, TaskSpec
@@ -27,6 +27,7 @@ from medcare_jax.evaluation.tasks import TASKS, TaskSpec
 class Graded(NamedTuple):
     """What is kept of an item once it is graded; `parsed` and `gold` of labels only."""
 
+    id: str
     type: str
     scores: dict[str, float]
     counts: tuple[float, ...]
@@ -52,7 +53,7 @@ def summarise(
             name: _over_types(graded, functools.partial(_findings, place=place), seed)
             for place, name in enumerate(("f1", "precision", "recall"))
         }
-    names = list(graded[0].scores)
+    names = dict.fromkeys(name for g in graded for name in g.scores)
     found = {name: _mean(graded, name, seed) for name in names}
     if spec.family == "label":
         found["macro_f1"] = _over_types(graded, lambda mine: _labels(mine, rules), seed)
@@ -88,10 +89,11 @@ def cblue_statistic(task: str, graded: Sequence[Graded], rules: Rules) -> Statis
 
 
 def _mean(graded: Sequence[Graded], name: str, seed: int) -> MetricScore:
-    """A metric that is a mean over items."""
-    outcomes = [g.scores[name] for g in graded]
-    types = _types(graded, lambda mine: sum(g.scores[name] for g in mine) / len(mine))
-    return _entry(estimate(outcomes, seed=seed), types, outcomes)
+    """A metric that is a mean over the items that have it: only some gold is JSON, say."""
+    having = [g for g in graded if name in g.scores]
+    outcomes = [g.scores[name] for g in having]
+    types = _types(having, lambda mine: sum(g.scores[name] for g in mine) / len(mine))
+    return _entry(estimate(outcomes, seed=seed), types, having, outcomes)
 
 
 def _over_types(
@@ -99,7 +101,7 @@ def _over_types(
 ) -> MetricScore:
     """A metric of all items together."""
     types = _types(graded, lambda mine: point(statistic(mine)))
-    return _entry(estimate_of(statistic(graded), seed=seed), types)
+    return _entry(estimate_of(statistic(graded), seed=seed), types, graded)
 
 
 def _cblue(graded: Sequence[Graded], rules: Rules, seed: int) -> MetricScore:
@@ -113,7 +115,7 @@ def _cblue(graded: Sequence[Graded], rules: Rules, seed: int) -> MetricScore:
     types: dict[str, TypeScore] = {
         task: {"score": points[task], "items": len(by_type[task])} for task in order
     }
-    return _entry(interval_of(score, np.mean(draws, axis=0), len(graded)), types)
+    return _entry(interval_of(score, np.mean(draws, axis=0), len(graded)), types, graded)
 
 
 def _findings(graded: Sequence[Graded], place: int) -> Statistic:
@@ -165,7 +167,10 @@ def _types(
 
 
 def _entry(
-    found: Estimate, types: dict[str, TypeScore], outcomes: Sequence[float] = ()
+    found: Estimate,
+    types: dict[str, TypeScore],
+    graded: Sequence[Graded],
+    outcomes: Sequence[float] = (),
 ) -> MetricScore:
     """A metric as results hold it."""
     return {
@@ -174,6 +179,7 @@ def _entry(
         "high": found.high,
         "types": types,
         "outcomes": list(outcomes),
+        "items": items_digest((g.type, g.id) for g in graded),
     }
 
 

@@ -1,7 +1,10 @@
 """What `tools/evaluate.py` does: a model on tasks, or answers that are there already."""
 
 import collections
+import contextlib
 import dataclasses
+import functools
+import json
 import pathlib
 from collections.abc import Callable
 
@@ -105,12 +108,29 @@ def run_prompts(
     target: pathlib.Path,
     generation: Generation,
     display: Display,
+    *,
+    overwrite: bool = False,
 ) -> None:
-    """Answers a file of prompts, without scores; see `run/prompts.py`."""
+    """Answers a file of prompts, without scores; see `run/prompts.py`.
+
+    Raises:
+      WorkdirError: The target is there, and may not be replaced.
+    """
+    if target.exists() and not overwrite:
+        raise WorkdirError(f"{target} is there; name another --output, or give --overwrite")
     mesh = make_mesh(MeshSettings())
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as shown:
         subject, facts = open_subject(model, mesh)
-        counts = answer_file(source, target, *subject, model=facts["digest"], generation=generation)
+        open_bar = functools.cache(lambda total: shown.enter_context(display.bar("answers", total)))
+        name = json.dumps([facts["digest"], facts["tokenizer"], model.dtype])
+        counts = answer_file(
+            source,
+            target,
+            *subject,
+            model=name,
+            generation=generation,
+            on_done=lambda done, total: open_bar(total).update(done, {}),
+        )
     display.line(f"{target}: {counts.prompts} answers, {counts.skipped} skipped, {counts.cut} cut")
 
 
@@ -141,13 +161,14 @@ def run_predictions(
     """
     scored = score_predictions(path, task_name(task), rules, data=data, seed=seed)
     if output is not None:
-        if not overwrite:
-            _refuse_other(output, scored.results)
-        forget_samples(output)
-        if write_samples:
-            write_samples_file(output, scored.samples)
-        write_results(output, scored.results)
-        write_evaluation_report(output)
+        with hold(output):
+            if not overwrite:
+                _refuse_other(output, scored.results)
+            forget_samples(output)
+            if write_samples:
+                write_samples_file(output, scored.samples)
+            write_results(output, scored.results)
+            write_evaluation_report(output)
     _tell(scored.results, output, display.line)
     return scored.results
 

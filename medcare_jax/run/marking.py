@@ -9,6 +9,7 @@ from medcare_jax.evaluation.judging.judge import Budget
 from medcare_jax.evaluation.report.evaluation_report import write_evaluation_report
 from medcare_jax.evaluation.results import Results, read_results
 from medcare_jax.run.progress import Display
+from medcare_jax.run.workdir import hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,22 @@ class Marking:
 
 
 def mark_answers(folder: pathlib.Path, asked: Marking, display: Display) -> Results:
-    """Marks the answers of a folder and writes its report anew; raises as `judge_folder`."""
+    """Marks the answers of a folder and writes its report anew.
+
+    Raises:
+      FileNotFoundError: No results or samples in the folder.
+      ValueError: A task that is not there, or none to be judged; a folder that is in use.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not there; evaluate a model into it first")
+    with hold(folder):
+        results = _marked(folder, asked, display)
+        display.line(f"report: {write_evaluation_report(folder)[1]}")
+    return results
+
+
+def _marked(folder: pathlib.Path, asked: Marking, display: Display) -> Results:
+    """The results with marks, while a bar shows how far it is."""
     known = read_results(folder)
     total = 0
     if known is not None:
@@ -43,7 +59,7 @@ def mark_answers(folder: pathlib.Path, asked: Marking, display: Display) -> Resu
             done += answers
             bar.update(done, {})
 
-        results = judge_folder(
+        return judge_folder(
             folder,
             asked.endpoint,
             tasks=asked.tasks,
@@ -52,5 +68,3 @@ def mark_answers(folder: pathlib.Path, asked: Marking, display: Display) -> Resu
             say=display.line,
             on_done=count,
         )
-    display.line(f"report: {write_evaluation_report(folder)[1]}")
-    return results

@@ -12,6 +12,7 @@ from medcare_jax.agreement import first_says
 from medcare_jax.conversion import report as conversion_report
 from medcare_jax.conversion.huggingface import read_along, save_huggingface
 from medcare_jax.conversion.tensors import ConversionError
+from medcare_jax.data.chat import tokenizer_digest
 from medcare_jax.distributed import StoppedEarly
 from medcare_jax.evaluation.asking import Subject
 from medcare_jax.evaluation.evaluator import Options, evaluate, num_answers
@@ -155,6 +156,7 @@ def run_model(run: Run, stage: str, trees: Mapping[str, Tree], *, weights: str) 
         "name": run.base.name,
         "kind": "run",
         "digest": hashlib.sha256(weights.encode()).hexdigest(),
+        "tokenizer": tokenizer_digest(run.base.tokenizer),
         "keep": [part for part in trees if part != BASE],
         "stage": stage,
         "step": None,

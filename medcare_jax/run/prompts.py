@@ -13,6 +13,7 @@ output. Until all are done, finished lines stand in `OUTPUT.part`, which only it
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medcare_jax.data.chat import encode_prompt, end_token_ids
-from medcare_jax.data.records import RecordError
+from medcare_jax.data.records import NOT_TEXT, RecordError, is_text
 from medcare_jax.data.scanning import scan_json
 from medcare_jax.evaluation.items import read_id
 from medcare_jax.files import PRIVATE, file_digest, write_text
@@ -113,7 +114,7 @@ def answer_file(
 
     Raises:
       RecordError: A bad prompt, with file and line; nothing is generated then.
-      PromptsError: Over-long prompts with `error`; `TARGET.part` of another request.
+      PromptsError: Over-long prompts with `error`; `TARGET.part` of another request, or in use.
       FileNotFoundError: No such source.
     """
     context = decoder.settings.max_position_embeddings
@@ -186,8 +187,8 @@ def read_prompts(
     if long and generation.over_long == "error":
         raise PromptsError(
             f"{len(long)} prompts are longer than the {room} tokens that the context of {context} "
-            f"leaves beside max_new_tokens; the first is {long[0]}. Shorten them, lower "
-            "max_new_tokens, or choose over_long = skip or cut"
+            f"leaves beside max_new_tokens; the first is {long[0]}. Shorten them or leave them "
+            "out, or lower max_new_tokens"
         )
     return prompts
 
@@ -198,6 +199,8 @@ def _messages(item: Any, location: str) -> tuple[str, list[dict[str, str]]]:
     found = [kind for kind in kinds if isinstance(item, dict) and kind in item]
     if len(found) != 1:
         raise RecordError(location, "", f"expected an object with one of {', '.join(kinds)}")
+    if not is_text(item):
+        raise RecordError(location, "", NOT_TEXT)
     name = read_id(item.get("id"), location, location, "id")
     if found == ["prompt"]:
         turns: Sequence[Any] = [{"role": "user", "content": item["prompt"]}]
@@ -232,6 +235,18 @@ class _Part:
         self.lines: dict[int, dict[str, Any]] = {}
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, PRIVATE)
         self._file = os.fdopen(handle, "r+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise PromptsError(
+                f"{self._path} is being written by another process; wait for it, or choose "
+                "another output"
+            ) from None
+        self._read(key)
+
+    def _read(self, key: str) -> None:
+        """Finds the finished lines; cuts off a last one that was being written."""
         whole = 0
         for row, line in enumerate(self._file):  # bytes: text may hold more kinds of line ends
             if not line.endswith(b"\n"):

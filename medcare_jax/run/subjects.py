@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from medcare_jax.conversion.sources import (
     recognise,
 )
 from medcare_jax.conversion.tensors import ConversionError
+from medcare_jax.data.chat import tokenizer_digest
 from medcare_jax.evaluation.asking import Subject
 from medcare_jax.evaluation.results import Model
 from medcare_jax.models.aggregators import Components
@@ -80,7 +82,7 @@ def _whole(asked: Asked, kind: str, mesh: Mesh) -> tuple[Subject, Model]:
         )
     base = _base(asked.path, asked, mesh)
     subject = _subject(asked, base, {BASE: base.params}, AdapterSettings())
-    return subject, _facts(base.name, kind, base.digest)
+    return subject, _facts(base.name, kind, base.digest, subject)
 
 
 def _run(asked: Asked, workdir: pathlib.Path, mesh: Mesh) -> tuple[Subject, Model]:
@@ -105,8 +107,9 @@ def _run(asked: Asked, workdir: pathlib.Path, mesh: Mesh) -> tuple[Subject, Mode
     subject = _subject(
         asked, base, _with_parts(base.params, parts, keep, mesh), found.settings.adapters
     )
+    weights = _digest(base.digest, parts, keep, found.settings.adapters)
     return subject, {
-        **_facts(workdir.name, "run", _digest(base.digest, parts, keep)),
+        **_facts(workdir.name, "run", weights, subject),
         "keep": list(keep),
         "stage": found.stage,
         "step": found.step,
@@ -129,7 +132,8 @@ def _adapters(asked: Asked, path: pathlib.Path, kind: str, mesh: Mesh) -> tuple[
     else:
         trees = _with_parts(base.params, source.parts, keep, mesh)
     subject = _subject(asked, base, trees, source.adapters)
-    facts = _facts(hub.label(asked.path), kind, _digest(base.digest, source.parts, keep))
+    weights = _digest(base.digest, source.parts, keep, source.adapters, source.scales)
+    facts = _facts(hub.label(asked.path), kind, weights, subject)
     return subject, {**facts, "keep": list(keep)}
 
 
@@ -197,13 +201,27 @@ def _subject(
     )
 
 
-def _facts(name: str, kind: str, weights: str) -> Model:
+def _facts(name: str, kind: str, weights: str, subject: Subject) -> Model:
     """What results say of a model."""
     return {
-        "name": name, "kind": kind, "digest": weights, "keep": [], "stage": None, "step": None,
-    }  # fmt: skip
+        "name": name,
+        "kind": kind,
+        "digest": weights,
+        "tokenizer": tokenizer_digest(subject.tokenizer),
+        "keep": [],
+        "stage": None,
+        "step": None,
+    }
 
 
-def _digest(base: str, parts: Mapping[str, Tree], keep: Sequence[str]) -> str:
-    """What stands for a base with adapters."""
-    return hashlib.sha256(f"{base}:{digest({p: parts[p] for p in keep})}".encode()).hexdigest()
+def _digest(
+    base: str,
+    parts: Mapping[str, Tree],
+    keep: Sequence[str],
+    adapters: AdapterSettings,
+    scales: Mapping[str, float] | None = None,
+) -> str:
+    """What stands for a base with adapters; how strong they are is not in their leaves."""
+    sizes = json.dumps([dataclasses.asdict(adapters), scales], sort_keys=True)
+    leaves = digest({part: parts[part] for part in keep})
+    return hashlib.sha256(f"{base}:{leaves}:{sizes}".encode()).hexdigest()

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
-from medcare_jax.evaluation.metrics import Estimate, estimate
+from medcare_jax.evaluation.metrics import Estimate, difference_estimate
 from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE
 
 Result = Mapping[str, Any]
@@ -90,7 +91,8 @@ def seed_interval(values: Sequence[float]) -> Estimate:
 def item_interval(result: Result, other: Result, name: str) -> Estimate:
     """The difference of two cells of one seed, with a bootstrap interval over its items.
 
-    It says how far the test's items decide, nothing of how another seed would come out.
+    It says how far the test's items decide, nothing of how another seed would come out. Tasks
+    weigh alike, as in `quantity`. Without bounds where a score has no outcome per item.
 
     Raises:
       ValueError: The quantity is a NLL, which has no outcome per item here.
@@ -99,14 +101,10 @@ def item_interval(result: Result, other: Result, name: str) -> Estimate:
         raise ValueError(f"{name} has no outcomes per item; expected a score")
     kind = ALIGNMENT if name == "alignment" else KNOWLEDGE
     tasks = [task for task, found in result["after"].items() if found["kind"] == kind]
-    pairs = [
-        (a, b)
-        for task in tasks
-        for a, b in zip(
-            result["after"][task]["outcomes"], other["after"][task]["outcomes"], strict=True
-        )
-    ]
-    return estimate([a - b for a, b in pairs])
+    differences = [_outcomes(result, task, name) - _outcomes(other, task, name) for task in tasks]
+    if not differences or not all(map(len, differences)):
+        return seed_interval([quantity(result, name) - quantity(other, name)])
+    return difference_estimate(differences)
 
 
 def _row(name: str, mine: Mapping[int, Result], others: Mapping[int, Result], baseline: str) -> Row:
@@ -130,6 +128,14 @@ def _paired(name: str, pairs: Sequence[tuple[Result, Result]]) -> Estimate:
     if len(pairs) == 1 and not name.endswith("nll"):
         return item_interval(*pairs[0], name)
     return seed_interval([quantity(a, name) - quantity(b, name) for a, b in pairs])
+
+
+def _outcomes(result: Result, task: str, name: str) -> Float[np.ndarray, " n"]:
+    """What a quantity is per item; what is kept is counted from the result's own MKA."""
+    after = np.asarray(result["after"][task]["outcomes"], np.float64)
+    if name != "kept":
+        return after
+    return after - np.asarray(result["mka"][task]["outcomes"], np.float64)
 
 
 def _mean(tasks: Mapping[str, Any], kind: str, field: str) -> float:

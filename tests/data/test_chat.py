@@ -14,6 +14,7 @@ from medcare_jax.data.chat import (
     encode_dialogues,
     encode_prompt,
     to_messages,
+    tokenizer_digest,
 )
 from medcare_jax.data.records import Record, RecordError, Turn, open_records
 
@@ -236,3 +237,15 @@ def test_unknown_targets_and_unfit_tokenizers_are_refused(byte_tokenizer):
     pieces.pre_tokenizer = pre_tokenizers.Metaspace()
     with pytest.raises(ValueError, match="marks the beginning of every text"):
         encode_dialogue(dialogue("h: a", "g: b"), PreTrainedTokenizerFast(tokenizer_object=pieces))
+
+
+def test_the_digest_is_of_all_that_makes_tokens(byte_tokenizer):
+    one = with_template(byte_tokenizer, "{{ messages }}")
+    found = tokenizer_digest(one)
+    one("text", truncation=True, max_length=2)  # a call leaves its mark on the tokenizer
+    assert tokenizer_digest(one) == found
+    assert tokenizer_digest(with_template(byte_tokenizer, "{{ messages }} ")) != found
+    more = with_template(byte_tokenizer, "{{ messages }}", added=("<x>",))
+    assert tokenizer_digest(more) != found
+    one.eos_token = "<|endoftext|>"
+    assert tokenizer_digest(one) != found

@@ -89,6 +89,19 @@ def test_options_are_the_last_unbroken_run_of_letters():
     assert option_lines(vignette) == {"A": "Measles", "B": "Rubella", "C": "Mumps"}
 
 
+@pytest.mark.parametrize(
+    ("lines", "options"),
+    [
+        ("A. one\nB.\nC. three", {"A": "one", "C": "three"}),
+        ("A. one\nB. two\nC. \n\nChoose.", {"A": "one", "B": "two"}),
+        ("A.\r\nB. two\r\n", {"B": "two"}),
+        ("A\n. one", {}),
+    ],
+)
+def test_an_empty_option_takes_nothing_from_the_next_line(lines, options):
+    assert option_lines(f"Which?\n{lines}") == options
+
+
 @pytest.mark.parametrize("mark", [".", "．", "、", ":", "：", ")", "）"])
 def test_options_are_read_with_any_usual_mark(mark):
     assert option_lines(f"问题\nA{mark} 甲\nB{mark}乙 ") == {"A": "甲", "B": "乙"}

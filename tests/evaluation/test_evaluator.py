@@ -20,7 +20,8 @@ from tests.helpers import FLOAT32, TINY, TINY_ADAPTERS, random_params
 
 SETTINGS = dataclasses.replace(TINY["qwen2"], vocab_size=272, max_position_embeddings=330)
 SECRET = "patient Doe"
-MODEL = {"name": "m", "kind": "run", "digest": "0", "keep": [], "stage": "da", "step": 3}
+MODEL = {"name": "m", "kind": "run", "digest": "0", "tokenizer": "1", "keep": [], "stage": "da",
+         "step": 3}  # fmt: skip
 BOTH = Options(protocols=("generate", "likelihood"), batch=1, max_new_tokens=6)
 
 
@@ -138,10 +139,36 @@ def test_done_once_it_is_done(subject, tasks, tmp_path, scripted):
     calls.clear()
     assert run(subject, tasks, tmp_path / "out") == results
     assert calls == []
-    judged = {**results, "status": "partial"}
+    settings = {**results["settings"], "judge": {"ccte": {"model": "j"}}}
+    judged = {**results, "settings": settings, "status": "partial"}
     (tmp_path / "out" / "results.json").write_text(json.dumps(judged))
     assert run(subject, tasks, tmp_path / "out") == judged
     assert calls == []
+
+
+@pytest.mark.parametrize(("last", "write_samples"), [("write", True), ("write", False), ("", True)])
+def test_killed_at_its_end_it_is_whole_after_all(
+    subject, tasks, tmp_path, scripted, monkeypatch, last, write_samples
+):
+    """Before the last write of the results, or before the journal goes."""
+    run(subject, tasks, tmp_path / "whole", write_samples=write_samples)
+    write = evaluator.write_results
+
+    def kill(*_):
+        raise Killed
+
+    def write_unless_last(folder, results):
+        (kill if results["status"] == "complete" else write)(folder, results)
+
+    with monkeypatch.context() as patched:
+        if last == "write":
+            patched.setattr(evaluator, "write_results", write_unless_last)
+        else:
+            patched.setattr(evaluator.Journal, "discard", kill)
+        with pytest.raises(Killed):
+            run(subject, tasks, tmp_path / "cut", write_samples=write_samples)
+    run(subject, tasks, tmp_path / "cut", write_samples=write_samples)
+    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("change", ["model", "rules", "items"])
@@ -168,7 +195,7 @@ def test_without_samples_those_of_an_earlier_evaluation_go(
     subject, tasks, tmp_path, scripted, rules
 ):
     run(subject, tasks, tmp_path / "out")
-    for name in ("samples.jsonl.part", "report.html"):
+    for name in ("samples.jsonl.part", ".samples.jsonl.part", ".report.html.part", "report.html"):
         (tmp_path / "out" / name).write_text(SECRET)
     run(subject, tasks, tmp_path / "out", BOTH._replace(rules=rules), write_samples=False)
     assert list(bytes_of(tmp_path / "out")) == ["results.json"]

@@ -54,6 +54,20 @@ def test_exact_answers_are_texts_or_json():
         assert tuple(graded("exact", output, gold).scores.values()) == scores
 
 
+@pytest.mark.parametrize(
+    ("output", "gold", "is_right"),
+    [
+        ('{"asthma": 1}', '{"asthma": true}', 0),
+        ('{"asthma": true}', '{"asthma": true}', 1),
+        ("[false]", "[0]", 0),
+        ("[[1.0, null]]", "[[1, null]]", 1),
+        ('[{"a": [1, 2]}]', '[{"a": [1]}]', 0),
+    ],
+)
+def test_a_truth_value_is_no_number(output, gold, is_right):
+    assert graded("exact", output, gold).scores["exact_match"] == is_right
+
+
 def test_entities_are_counted():
     output = "They are:\nDisease entity: flu; cold"
     found = graded("ner", output, [ENTITY], choices=("Disease",))

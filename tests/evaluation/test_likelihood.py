@@ -89,7 +89,39 @@ def test_pairs_in_any_order_have_the_scores_of_their_options(decoder, params, ex
     np.testing.assert_allclose(
         [score.log_prob for score in scores], [flat[i] for i in order], atol=2e-5
     )
-    assert sum(done) == len(PROMPTS)
+    assert sum(done) == 8  # six of the 14 pairs share the context of one before them
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """Rows and widths of every pass over options."""
+    found, score = [], likelihood._score
+
+    def watched(decoder, params, tokens, lengths, labels, counts):
+        found.append(labels.shape)
+        return score(decoder, params, tokens, lengths, labels, counts)
+
+    monkeypatch.setattr(likelihood, "_score", watched)
+    return found
+
+
+def test_texts_that_begin_alike_do_not_pile_up(decoder, params, shapes):
+    """62 rolling texts, whose first windows all have the same context of one token."""
+    pairs = [([0], [number, 7, 3, 5]) for number in range(1, 63)]
+    scores = continuation_scores(decoder, params, pairs, batch=8)
+    assert {rows for rows, _ in shapes} == {8}
+    (alone,) = continuation_scores(decoder, params, pairs[40:41], batch=1)
+    assert scores[40].log_prob == pytest.approx(alone.log_prob, abs=2e-5)
+
+
+def test_many_options_of_one_context_are_taken_in_turns(decoder, params, shapes):
+    pairs = [([4] * 12, [number]) for number in range(1, 21)]
+    scores = continuation_scores(decoder, params, pairs, batch=2)
+    assert max(rows for rows, _ in shapes) == 2 * 8
+    (row,) = option_scores(decoder, params, [[4] * 12], [[[n] for n in range(1, 21)]], batch=1)
+    np.testing.assert_allclose(
+        [score.log_prob for score in scores], [score.log_prob for score in row], atol=2e-5
+    )
 
 
 def test_what_greedy_generation_writes_is_greedy_and_one_changed_token_is_not(decoder, params):

@@ -8,6 +8,7 @@ from medcare_jax.data.records import RecordError
 from medcare_jax.evaluation.predictions import score_predictions
 from medcare_jax.evaluation.results import headline
 from medcare_jax.evaluation.scoring.cblue_score import PredictionError
+from medcare_jax.evaluation.tasks import load_tasks
 from tests.evaluation.records import record, write
 from tests.evaluation.scoring.golden import document, lines
 
@@ -61,6 +62,27 @@ def test_gold_may_come_from_a_folder(folder):
     assert results["data"]["medqa"][0]["file"] == "MedQA.json"
 
 
+def test_both_files_of_cblue_are_named(shared, tmp_path):
+    prompts = lines(shared / "golden" / "scoring" / "cblue_invented" / "exact.questions.jsonl")
+    sts = [line for line in prompts if line["additional_info"]["task_dataset"] == "CHIP-STS"]
+    items = []
+    for line in sts:
+        info = {**line["additional_info"], "answer": line["text"]}
+        items.append(record("?", line["text"]) | {"eval": info})
+    write(tmp_path, "cblue", *items)
+    gold = shared / "golden" / "scoring" / "cblue_invented" / "gold_structured.json"
+    structured = {"CHIP-STS": document(gold)["CHIP-STS"]}
+    (tmp_path / "CBLUE_structured.json").write_text(json.dumps(structured, ensure_ascii=False))
+    path = tmp_path / "infer.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in sts))
+    results = score_predictions(path, "cblue", "reference", data=tmp_path).results
+    (task,) = load_tasks(tmp_path, ["cblue"])
+    assert results["data"]["cblue"] == task.data_files()
+    assert [file["file"] for file in results["data"]["cblue"]] == [
+        "CBLUE.json", "CBLUE_structured.json",
+    ]  # fmt: skip
+
+
 def test_answers_of_another_number_or_order_are_refused(folder):
     path = answers(folder / "infer.jsonl", "The answer is B")
     with pytest.raises(PredictionError, match="medqa: expected 2 predictions, .* got 1"):
@@ -80,6 +102,8 @@ def test_answers_of_another_number_or_order_are_refused(folder):
         ('{"text": "x", "additional_info": {}}', "additional_info.answer: expected the gold"),
         ('{"text": "x", "additional_info": 3}', "additional_info: expected an object"),
         ("{", "infer.jsonl:1"),
+        ('{"text": "x \\ud83d", "additional_info": {"answer": "B"}}', "jsonl:1: .*surrogate"),
+        ('{"text": "x", "additional_info": {"answer": "B", "type": "\\ud83d"}}', "surrogate"),
     ],
 )
 def test_a_bad_file_is_refused_by_its_line(tmp_path, text, message):

@@ -31,6 +31,7 @@ RESULTS = {
         "name": "embedded",
         "kind": "embedded",
         "digest": "0" * 64,
+        "tokenizer": "",
         "keep": [],
         "stage": None,
         "step": None,

@@ -11,8 +11,8 @@ from medcare_jax.evaluation.tasks import TASKS
 from tests.evaluation.scoring.golden import document, lines
 
 
-def one(type_="", counts=(), parsed=None, gold=None, **scores):
-    return Graded(type_, scores, counts, parsed, gold)
+def one(type_="", counts=(), parsed=None, gold=None, id_="", **scores):
+    return Graded(id_, type_, scores, counts, parsed, gold)
 
 
 @pytest.mark.parametrize("rules", ["reference", "strict"])
@@ -31,7 +31,7 @@ def test_cblue_is_scored_as_whole_files_are(shared, damage, rules):
         task, name = info["task_dataset"], info["sample_id"]
         item = Item(name, task, (), gold[task, name], choices=tuple(info["answer_choices"] or ()))
         found = grade(TASKS["cblue"], item, line["text"], rules)
-        graded.append(Graded(task, found.scores, found.counts, found.parsed, item.gold))
+        graded.append(Graded(name, task, found.scores, found.counts, found.parsed, item.gold))
         empty = {"label": "", "text": ""}.get(CBLUE[task].family, [])
         empty = {} if task == "IMCS-V2-MRG" else "" if isinstance(item.gold, str) else empty
         answer = empty if found.parsed is None else found.parsed
@@ -50,7 +50,7 @@ def test_accuracy_by_type_is_the_references(shared):
     for line in lines(folder / "infer.jsonl"):
         item = Item("", line["additional_info"]["type"], (), line["additional_info"]["answer"])
         found = grade(TASKS["cmb"], item, line["text"], "reference")
-        graded.append(Graded(item.type, found.scores, (), None, None))
+        graded.append(Graded("", item.type, found.scores, (), None, None))
     result = summarise(TASKS["cmb"], graded, "reference", seed=0)["accuracy"]
     expected = document(folder / "expected.json")["accuracy_by_type"]
     assert result["score"] == expected.pop("AVERAGE")
@@ -73,6 +73,26 @@ def test_labels_have_accuracy_first_and_macro_f1():
     assert strict["macro_f1"]["score"] == pytest.approx(1 / 2)
     reference = summarise(TASKS["medabs"], graded, "reference", seed=0)
     assert reference["macro_f1"]["score"] == pytest.approx(1 / 3)
+
+
+def test_a_metric_is_averaged_over_the_items_that_have_it():
+    text, structure = one("a", exact_match=1), one("b", exact_match=0, valid_format=1)
+    for graded in ([text, structure, text], [structure, text, text]):
+        scores = summarise(TASKS["exact"], graded, "strict", seed=0)
+        assert list(scores) == ["exact_match", "valid_format"]
+        assert scores["exact_match"]["score"] == pytest.approx(2 / 3)
+        assert scores["valid_format"]["outcomes"] == [1]
+        assert scores["valid_format"]["types"] == {"b": {"score": 1, "items": 1}}
+
+
+def test_items_that_lack_a_metric_are_not_among_its_items():
+    first, second = one(id_="1", exact_match=1, valid_format=1), one(id_="2", exact_match=1)
+    swapped = [second._replace(id="1"), first._replace(id="2")]
+    before, after = (
+        summarise(TASKS["exact"], graded, "strict", seed=0) for graded in ([first, second], swapped)
+    )
+    assert before["exact_match"]["items"] == after["exact_match"]["items"]
+    assert before["valid_format"]["items"] != after["valid_format"]["items"]
 
 
 def test_no_hit_is_no_proof_of_none():

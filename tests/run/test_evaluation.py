@@ -9,13 +9,21 @@ from medcare_jax.evaluation.evaluator import Options, unanswered
 from medcare_jax.evaluation.results import read_results, read_samples, write_results
 from medcare_jax.evaluation.tasks import load_tasks
 from medcare_jax.run import evaluation
-from medcare_jax.run.evaluation import Evaluation, run_evaluation, run_predictions
+from medcare_jax.run import prompts as prompts_module
+from medcare_jax.run.evaluation import (
+    Evaluation,
+    run_evaluation,
+    run_predictions,
+    run_prompts,
+)
 from medcare_jax.run.facts import versions
 from medcare_jax.run.progress import Display
+from medcare_jax.run.prompts import Generation, PromptsError
 from medcare_jax.run.subjects import Asked
-from medcare_jax.run.workdir import WorkdirError
+from medcare_jax.run.workdir import WorkdirError, hold
 from tests.evaluation.records import record, write
 from tests.evaluation.report.evaluations import results_of, task_result
+from tests.run.workdirs import write_base
 
 
 @pytest.fixture
@@ -56,10 +64,19 @@ def test_answers_are_not_written_if_told_so(answers, data, tmp_path):
             answers, "medqa", "strict", Display(is_shown=False), data=data, output=output,
             write_samples=write_samples,
         )  # fmt: skip
-    assert sorted(path.name for path in output.iterdir()) == [
+    assert sorted(path.name for path in output.glob("[!.]*")) == [
         "report.html", "report.md", "results.json",
     ]  # fmt: skip
     assert "The answer is" not in (output / "report.html").read_text()
+
+
+def test_answers_are_not_scored_into_a_folder_in_use(answers, data, tmp_path):
+    output = tmp_path / "scores"
+    with hold(output), pytest.raises(WorkdirError, match="is in use"):
+        run_predictions(
+            answers, "medqa", "strict", Display(is_shown=False), data=data, output=output
+        )
+    assert not (output / "results.json").exists()
 
 
 def test_scores_by_other_rules_are_kept(answers, data, tmp_path):
@@ -73,6 +90,44 @@ def test_scores_by_other_rules_are_kept(answers, data, tmp_path):
         answers, "medqa", "reference", display, data=data, output=output, overwrite=True
     )
     assert read_results(output)["settings"]["rules"] == "reference"
+
+
+@pytest.fixture
+def prompts(tmp_path) -> pathlib.Path:
+    """Two prompts."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "What is asthma?"}\n{"prompt": "And gout?"}\n')
+    return path
+
+
+def answer(base, prompts, target, *, dtype="float32", **more):
+    model, generation = Asked(str(base), dtype=dtype), Generation(max_new_tokens=3, batch=2)
+    run_prompts(model, prompts, target, generation, Display(), **more)
+
+
+def test_answers_that_are_there_are_kept(prompts, tmp_path):
+    target = tmp_path / "out.jsonl"
+    target.write_text("hours of work")
+    with pytest.raises(WorkdirError, match="--overwrite"):
+        answer("/nowhere", prompts, target)
+    assert target.read_text() == "hours of work"
+
+
+def test_prompts_are_answered_in_sight_and_go_on_in_the_same_dtype_only(
+    prompts, tmp_path, monkeypatch, capsys
+):
+    base, target = write_base(tmp_path / "base"), tmp_path / "out.jsonl"
+    finish = prompts_module._Part.finish
+    monkeypatch.setattr(prompts_module._Part, "finish", lambda part: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        answer(base, prompts, target)
+    assert "answers 2/2" in capsys.readouterr().err
+    monkeypatch.setattr(prompts_module._Part, "finish", finish)
+    with pytest.raises(PromptsError, match="another source, model or settings"):
+        answer(base, prompts, target, dtype="bfloat16")
+    answer(base, prompts, target)
+    answer(base, prompts, target, overwrite=True)
+    assert len(target.read_text().splitlines()) == 2
 
 
 def test_without_an_output_nothing_is_written(answers, data, tmp_path):

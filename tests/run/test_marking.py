@@ -10,6 +10,7 @@ from medcare_jax.evaluation.report.paired import compare_folders
 from medcare_jax.evaluation.results import write_results
 from medcare_jax.run.marking import Marking, mark_answers
 from medcare_jax.run.progress import Display
+from medcare_jax.run.workdir import WorkdirError, hold
 from tests.evaluation.judging.server import always, serve
 from tests.evaluation.judging.test_folder import folder  # noqa: F401  a fixture
 from tests.evaluation.report.evaluations import results_of, task_result
@@ -25,6 +26,20 @@ def test_marks_are_in_the_report(folder, capsys):  # noqa: F811
     said = capsys.readouterr()
     assert "6 requests, 0 from the cache" in said.out + said.err
     assert "k-very-secret" not in said.out + said.err
+
+
+def test_two_judges_do_not_write_one_folder(folder):  # noqa: F811
+    with serve(always()) as (stub, url), hold(folder):
+        with pytest.raises(WorkdirError, match="is in use"):
+            mark_answers(folder, Marking(Endpoint(url, "m", key="")), Display(is_shown=False))
+    assert stub.requests == []
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path):
+    asked = Marking(Endpoint("http://127.0.0.1:1/v1", "m", key=""))
+    with pytest.raises(FileNotFoundError, match="evaluate a model into it first"):
+        mark_answers(tmp_path / "none", asked, Display(is_shown=False))
+    assert not (tmp_path / "none").exists()
 
 
 def test_without_an_endpoint_nothing_is_sent(folder, tmp_path, monkeypatch):  # noqa: F811

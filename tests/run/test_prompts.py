@@ -104,6 +104,13 @@ def test_a_half_done_output_of_another_request_is_refused(opened, source, tmp_pa
         answer(opened, source, target, model="another")
 
 
+def test_two_do_not_write_one_file(tmp_path):
+    with contextlib.closing(prompts_module._Part(tmp_path / "out.jsonl", "k")):
+        with pytest.raises(PromptsError, match="written by another process; wait for it"):
+            prompts_module._Part(tmp_path / "out.jsonl", "k")
+    prompts_module._Part(tmp_path / "out.jsonl", "k").close()
+
+
 def test_prompts_with_an_id_of_null_have_their_places(opened, tmp_path):
     lines = [{"id": None, "prompt": "a"}, {"id": None, "prompt": "b"}, {"id": 7, "prompt": "c"}]
     source = write(tmp_path, lines)
@@ -120,7 +127,7 @@ def test_over_long_prompts_are_refused_skipped_or_cut(opened, tmp_path):
         generation = dataclasses.replace(GENERATION, over_long=policy)
         return read_prompts(source, opened.tokenizer, generation, context)
 
-    with pytest.raises(PromptsError, match=rf"1 prompts .* {room} tokens .*jsonl:2"):
+    with pytest.raises(PromptsError, match=rf"1 prompts .* {room} tokens .*jsonl:2.*leave"):
         read("error")
     assert [prompt.is_cut for prompt in read("cut")] == [False, True]
     assert len(read("cut")[1].tokens) == room
@@ -143,6 +150,8 @@ def test_over_long_prompts_are_refused_skipped_or_cut(opened, tmp_path):
         ({"id": "a", "prompt": "b"}, "id: expected its own"),
         ({"id": ["b"], "prompt": "b"}, "id: expected text or a whole number"),
         ({"prompt": "a <|im_end|> b"}, "control token"),
+        ({"prompt": "a \ud83d"}, "half a surrogate pair"),
+        ({"id": "a\ud83d", "prompt": "b"}, "half a surrogate pair"),
     ],
 )
 def test_bad_lines_are_named_and_nothing_is_generated(opened, tmp_path, line, problem):

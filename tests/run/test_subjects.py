@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from medcare_jax.checkpoints import CheckpointError
+from medcare_jax.conversion.exports import export_peft
 from medcare_jax.conversion.tensors import ConversionError
 from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.folding import fold
 from medcare_jax.params import merge, split
+from medcare_jax.run.convert import open_run_source
 from medcare_jax.run.restore import open_model
 from medcare_jax.run.subjects import Asked, open_subject
 from medcare_jax.settings import MeshSettings
@@ -80,6 +82,27 @@ def test_parts_may_be_kept_alone(mesh, made):
     assert abs(logits(part) - logits(whole)).max() > 1e-3
     noisy, model = opened(mesh, made.workdir, stage="mka", keep=("attention", "knowledge", "noise"))
     assert set(split(noisy.params)) == {"base", "knowledge", "noise"}
+
+
+def test_another_chat_template_is_another_model(mesh, base, tmp_path):
+    _, model = opened(mesh, base)
+    mended = shutil.copytree(base, tmp_path / base.name)
+    (template,) = mended.glob("*.jinja")
+    template.write_text(template.read_text() + " ")
+    _, other = opened(mesh, mended)
+    assert other["tokenizer"] != model["tokenizer"]
+    assert {**other, "tokenizer": model["tokenizer"]} == model
+
+
+def test_another_scale_is_another_model(mesh, made, base, tmp_path):
+    source = open_run_source(made.workdir, "da", 4).keep(None, is_mixture_possible=False)
+    export_peft(source, tmp_path / "adapter")
+    _, model = opened(mesh, tmp_path / "adapter", base=str(base))
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["lora_alpha"] *= 2
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    _, other = opened(mesh, tmp_path / "adapter", base=str(base))
+    assert other["digest"] != model["digest"]
 
 
 def test_a_part_that_is_not_there_is_refused(mesh, made):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from medcare_jax.study.statistics import QUANTITIES, item_interval, quantity, rows, seed_interval
-from tests.study.results import five_seeds, result
+from tests.study.results import five_seeds, result, task
 
 
 def test_quantities_of_a_result():
@@ -48,14 +48,50 @@ def test_only_seeds_that_both_have_are_paired():
 
 
 def test_one_seed_is_compared_over_its_items():
-    pair = [r for r in five_seeds() if r["seed"] == 0]
+    known = {"none": [1] * 10 + [0] * 30, "span": [1] * 20 + [0] * 20}
+    pair = [result(name, 0, known=known[name], written=[1]) for name in known]
     row = rows(pair, "none")[1]
-    assert row.paired["kept"] == item_interval(pair[1], pair[0], "kept")
-    assert row.paired["kept"].score == pytest.approx(0.25)
-    assert row.paired["kept"].low < 0.25 < row.paired["kept"].high
+    kept = row.paired["kept"]
+    # Ten of 40 items differ, by 1: a mean of 40 draws that are 1 with probability 1/4.
+    expected = [stats.binom.ppf(p, 40, 0.25) / 40 for p in (0.025, 0.975)]
+    assert (kept.score, kept.low, kept.high) == pytest.approx((0.25, *expected), abs=1 / 40)
+    assert row.paired["knowledge"] == kept  # from the same MKA
+    assert row.paired["alignment"] == (0, 0, 0)
+    turned = item_interval(pair[0], pair[1], "kept")
+    assert (turned.low, turned.high) == pytest.approx((-kept.high, -kept.low))
     assert row.paired["knowledge_nll"].low == -np.inf
     with pytest.raises(ValueError, match="no outcomes per item"):
         item_interval(pair[1], pair[0], "knowledge_nll")
+
+
+def test_what_is_kept_is_counted_from_a_cells_own_mka():
+    """As "one LoRA" has it, which shares no MKA with the baseline."""
+    baseline = result("none", 0, known=[1, 0, 0, 0], written=[1])
+    own = result("one LoRA", 0, known=[1, 1, 0, 0], written=[1])
+    own["mka"]["facts"] |= {"outcomes": [1, 0, 0, 0], "score": 0.25}
+    assert (quantity(baseline, "kept"), quantity(own, "kept")) == (-0.75, 0.25)
+    row = rows([baseline, own], "none")[1]
+    assert row.paired["kept"].score == pytest.approx(1.0)
+    assert row.paired["knowledge"].score == pytest.approx(0.25)
+
+
+def test_tasks_of_one_seed_weigh_alike():
+    pair = [result(name, 0, known=[0, 0], written=[1]) for name in ("none", "span")]
+    for each, right in zip(pair, (0, 1), strict=True):
+        each["after"]["more"] = task("knowledge-intensive", [right] * 8, 1.0)
+        each["mka"]["more"] = task("knowledge-intensive", [0] * 8, 1.0)
+    for name in ("knowledge", "kept"):
+        found = rows(pair, "none")[1].paired[name]
+        assert found == pytest.approx((0.5, 0.5, 0.5))
+        assert found.score == quantity(pair[1], name) - quantity(pair[0], name)
+
+
+def test_a_score_of_all_items_together_has_no_bounds_over_items():
+    pair = [result(name, 0, known=[1], written=[1]) for name in ("none", "span")]
+    for each in pair:
+        each["after"]["notes"]["outcomes"] = []
+    found = item_interval(pair[1], pair[0], "alignment")
+    assert found == (0, -np.inf, np.inf)
 
 
 def test_a_cell_without_a_basis_has_no_leak():

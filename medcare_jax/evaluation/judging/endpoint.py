@@ -73,7 +73,7 @@ class Endpoint:
 
     url: str
     model: str
-    key: str = field(default_factory=lambda: os.environ.get(KEY_VARIABLE, ""), repr=False)
+    key: str = field(default_factory=lambda: os.environ.get(KEY_VARIABLE, "").strip(), repr=False)
     timeout: float = 120.0
     tries: int = 6
     first_wait: float = 1.0
@@ -94,6 +94,12 @@ class Endpoint:
             )
         if not self.model:
             raise ValueError("expected the judge's model, as its endpoint names it; got none")
+        if not (self.key.isascii() and self.key.isprintable()):
+            # http.client would quote the whole header in its refusal.
+            raise ValueError(
+                f"expected a key of printable ASCII in {KEY_VARIABLE}, got other characters (a "
+                "line end, a typographic dash?); copy it anew. It was sent nowhere"
+            )
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> Reply:
         """The reply to messages, at temperature 0.

@@ -30,6 +30,7 @@ from medcare_jax.evaluation.results import (
     Results,
     Sample,
     headline,
+    items_digest,
     read_results,
     read_samples,
     write_results,
@@ -56,6 +57,7 @@ def judge_folder(
 
     Answers without marks are counted in `left_out` of their task and make the results `partial`;
     called again, only those are asked for. What was asked, failed and spent goes to `judge.json`.
+    Nobody else may write to the folder meanwhile.
 
     Args:
       folder: What an evaluation left, samples included.
@@ -91,13 +93,12 @@ def judge_folder(
     marks = dict(zip(places, done.marks, strict=True))
     _rewrite_samples(folder / SAMPLES_FILE, marks)
     _enter(results, _by_task(folder / SAMPLES_FILE, names, marks), seed)
-    results["settings"]["judge"] = {
-        "url": endpoint.url,
-        "model": endpoint.model,
-        "rubric": RUBRIC_DIGEST,
-    }
-    has_all = all(headline(task) is not None for task in results["tasks"].values())
-    results["status"] = "complete" if has_all and not done.failures else "partial"
+    _name_judge(results, names, endpoint)
+    is_whole = all(
+        headline(task) is not None and not task["left_out"].get(LEFT_OUT)
+        for task in results["tasks"].values()
+    )
+    results["status"] = "complete" if is_whole else "partial"
     write_results(folder, results)
     write_json(folder / RECORD_FILE, as_record(done))
     for line in _told(done, budget):
@@ -169,6 +170,14 @@ def _by_task(
     return judged
 
 
+def _name_judge(results: Results, names: Sequence[str], endpoint: Endpoint) -> None:
+    """Writes down who marked which task: each may have had a judge of its own."""
+    known = results["settings"].get("judge", {})
+    judges = {task: judge for task, judge in known.items() if task in results["tasks"]}
+    mine = {"url": endpoint.url, "model": endpoint.model, "rubric": RUBRIC_DIGEST}
+    results["settings"]["judge"] = judges | dict.fromkeys(names, mine)
+
+
 def _enter(results: Results, judged: dict[str, list[Sample]], seed: int) -> None:
     """Puts the means of the marks into the results."""
     for name, samples in judged.items():
@@ -200,6 +209,7 @@ def _metric(samples: Sequence[Sample], metric: str, seed: int) -> MetricScore:
             for name, mine in sorted(by_type.items())
         },
         "outcomes": values,
+        "items": items_digest((sample["type"], sample["id"]) for sample in samples),
     }
 
 

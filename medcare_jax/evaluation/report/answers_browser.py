@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from medcare_jax.evaluation.report.wording import share_of_scale
+from medcare_jax.evaluation.report.wording import MARKS, share_of_scale
 from medcare_jax.evaluation.results import Results, Sample
 
+_ROUNDING = 1e-6  # the reference's ROUGE of equal texts is below 1 by about 1e-8
 _ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
 
@@ -32,14 +33,15 @@ def browser(results: Results, samples: Iterable[Sample]) -> str:
 
 def _entry(results: Results, sample: Sample) -> dict[str, Any]:
     """What the page needs of a sample; short keys, since there may be many."""
-    metric = results["tasks"][sample["task"]]["metric"]
+    metric = _metric(results, sample)
     score = sample["scores"].get(metric)
     if sample["parsed"] is None and score == 0:
         outcome = "unreadable"
     elif score is None:
         outcome = "unscored"
     else:
-        outcome = "right" if share_of_scale(metric, score) >= 1 else "wrong"
+        is_right = share_of_scale(metric, score) > 1 - _ROUNDING
+        outcome = "right" if is_right else "wrong"
     return {
         "t": sample["task"],
         "p": sample["protocol"],
@@ -52,6 +54,14 @@ def _entry(results: Results, sample: Sample) -> dict[str, Any]:
         "s": sample["scores"],
         "k": outcome,
     }
+
+
+def _metric(results: Results, sample: Sample) -> str:
+    """The headline's metric; of CBLUE, which has none per item, that of the item's own task."""
+    metric = results["tasks"][sample["task"]]["metric"]
+    if sample["task"] != "cblue":
+        return metric
+    return next((name for name in sample["scores"] if name not in MARKS), metric)
 
 
 def _plain(value: Any) -> str:

@@ -89,7 +89,7 @@ class Band(NamedTuple):
 
 def interval_chart(bands: Sequence[Band], *, title: str) -> str:
     """Scores with intervals, one band per task, from 0 % to 100 % of what can be reached."""
-    left, band, width = 190, 62, 760
+    left, band, width = 256, 62, 826
     height = _TOP + band * len(bands) + _BOTTOM
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
     x = Axis(lambda v: left + v * (width - left - 24), ticks, lambda v: f"{100 * v:.0f}%")

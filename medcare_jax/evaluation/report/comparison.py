@@ -1,12 +1,12 @@
 """The same tasks scored at several points of a run: what changed, and what did not, in words."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from medcare_jax.evaluation.metrics import Estimate, paired_p_value
-from medcare_jax.evaluation.report.wording import p_value, percent
-from medcare_jax.evaluation.results import MetricScore, Results, TaskResult
+from medcare_jax.evaluation.report.wording import metric_name, p_value, score_text
+from medcare_jax.evaluation.results import MetricScore, Results, TaskResult, scored_items
 from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE, TASKS
 
 STAGES: dict[str, str] = {"base": "base", "mka": "after MKA", "da": "after DA"}
@@ -30,7 +30,7 @@ class Change(NamedTuple):
     """How a score moved between two points of a run.
 
     Attributes:
-      delta: later minus earlier score, in [-1, 1].
+      delta: later minus earlier score, in the unit of the metric.
       p_value: of `metrics.paired_p_value` on the items that both answered; None where the score is
         of all items together and has no outcome per item.
     """
@@ -53,7 +53,8 @@ class Row:
     Attributes:
       task: the task's name.
       kind: knowledge-intensive or alignment-required.
-      metric: what the numbers are; with the protocol, where a task was asked in several ways.
+      metric: what the numbers are.
+      label: the same in words; with the protocol, where a task was asked in several ways.
       is_headline: whether it is the task's main metric.
       items: how many items were scored.
       estimates: score and interval by stage.
@@ -63,6 +64,7 @@ class Row:
     task: str
     kind: str
     metric: str
+    label: str
     is_headline: bool
     items: int
     estimates: Mapping[str, Estimate]
@@ -71,6 +73,8 @@ class Row:
 
 def compare(scores: Mapping[str, Results]) -> list[Row]:
     """One row per task, protocol and metric, knowledge-intensive tasks first.
+
+    A metric that not all stages have, such as marks where a judge saw one of them, has no row.
 
     Args:
       scores: results by stage, keys among those of `STAGES`; stages that a run has not reached
@@ -90,8 +94,8 @@ def compare(scores: Mapping[str, Results]) -> list[Row]:
     rows = [
         _row(task, protocol, metric, {stage: scores[stage]["tasks"][task] for stage in stages})
         for task in sorted(first, key=_place)
-        for protocol, asked in first[task]["protocols"].items()
-        for metric in _ranked(first[task], asked["scores"])
+        for protocol in first[task]["protocols"]
+        for metric in _ranked([scores[stage]["tasks"][task] for stage in stages], protocol)
     ]
     return sorted(rows, key=lambda row: row.kind != KNOWLEDGE)
 
@@ -145,9 +149,11 @@ def _place(task: str) -> int:
     return list(TASKS).index(task) if task in TASKS else len(TASKS)
 
 
-def _ranked(result: TaskResult, metrics: Iterable[str]) -> list[str]:
-    """The headline's metric first, the others by name."""
-    return sorted(metrics, key=lambda metric: (metric != result["metric"], metric))
+def _ranked(results: Sequence[TaskResult], protocol: str) -> list[str]:
+    """The metrics that all have: the headline's first, the others by name."""
+    asked = [result["protocols"].get(protocol) for result in results]
+    metrics = set[str].intersection(*({*one["scores"]} if one else set() for one in asked))
+    return sorted(metrics, key=lambda metric: (metric != results[0]["metric"], metric))
 
 
 def _row(task: str, protocol: str, metric: str, results: Mapping[str, TaskResult]) -> Row:
@@ -167,13 +173,15 @@ def _row(task: str, protocol: str, metric: str, results: Mapping[str, TaskResult
     }
     head = results[stages[0]]
     is_headline = (protocol, metric) == (head["protocol"], head["metric"])
-    name = f"{metric} ({protocol})" if len(head["protocols"]) > 1 else metric
-    return Row(task, head["kind"], name, is_headline, head["items"], estimates, changes)
+    label = metric_name(metric) + (f" ({protocol})" if len(head["protocols"]) > 1 else "")
+    return Row(task, head["kind"], metric, label, is_headline, head["items"], estimates, changes)
 
 
 def _p_value(before: MetricScore, after: MetricScore) -> float | None:
-    """Of the paired test, where there is an outcome per item."""
-    return paired_p_value(before["outcomes"], after["outcomes"]) if before["outcomes"] else None
+    """Of the paired test, where there is an outcome per item, of the same items."""
+    if not before["outcomes"] or scored_items(before) != scored_items(after):
+        return None
+    return paired_p_value(before["outcomes"], after["outcomes"])
 
 
 _WORDS: dict[Verdict, str] = {
@@ -220,5 +228,5 @@ def _about_the_whole(rows: Sequence[Row]) -> list[Finding]:
 
 def _moved(row: Row, before: str, after: str) -> str:
     """A task with both scores and the p-value of their difference."""
-    old, new = (percent(row.estimates[stage].score) for stage in (before, after))
+    old, new = (score_text(row.metric, row.estimates[stage].score) for stage in (before, after))
     return f"{row.task} ({old} → {new}, {p_value(row.changes[before, after].p_value)})"

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from medcare_jax.evaluation.metrics import Estimate, estimate, mcnemar_exact
+from medcare_jax.evaluation.metrics import Estimate, difference_estimate, paired_p_value
 from medcare_jax.evaluation.report.charts import Band, Dot, interval_chart
 from medcare_jax.evaluation.report.comparison import SIGNIFICANCE, Verdict
 from medcare_jax.evaluation.report.elements import document, legend, section, text
@@ -28,13 +26,19 @@ from medcare_jax.evaluation.report.wording import (
     score_text,
     share_of_scale,
 )
-from medcare_jax.evaluation.results import MetricScore, Results, TaskResult, read_results
+from medcare_jax.evaluation.results import (
+    MetricScore,
+    Results,
+    TaskResult,
+    read_results,
+    scored_items,
+)
 from medcare_jax.files import write_text
 
 _NOTE = (
     "Differences are to the first model, with 95 % bootstrap intervals over the same items. p: "
-    "McNemar's exact test, where answers are right or wrong, not corrected for the number of "
-    f"comparisons. Better or worse: p below {SIGNIFICANCE:g}, or else an interval without zero."
+    "McNemar's exact test where answers are right or wrong, else a permutation of signs; not "
+    f"corrected for the number of comparisons. Better or worse: p below {SIGNIFICANCE:g}."
 )
 
 
@@ -43,8 +47,8 @@ class Difference(NamedTuple):
 
     Attributes:
       delta: Later minus first, in the unit of the metric.
-      interval: Its 95 % interval; None for scores that are no mean over items.
-      p: Of McNemar's test; None where items are not just right or wrong.
+      interval: Its 95 % bootstrap interval; None for scores that are no mean over items.
+      p: Of `metrics.paired_p_value`; None for the same scores.
     """
 
     delta: float
@@ -54,11 +58,7 @@ class Difference(NamedTuple):
     @property
     def verdict(self) -> Verdict:
         """Better or worse if chance alone would rarely do it, else unclear."""
-        if self.p is not None:
-            is_clear = self.p < SIGNIFICANCE
-        else:
-            is_clear = bool(self.interval and not self.interval.low <= 0 <= self.interval.high)
-        if not is_clear or not self.delta:
+        if self.p is None or self.p >= SIGNIFICANCE or not self.delta:
             return "unclear"
         return "better" if self.delta > 0 else "worse"
 
@@ -108,9 +108,8 @@ def difference(first: MetricScore, later: MetricScore) -> Difference:
         raise ValueError(f"expected outcomes of the same items, got {len(before)} and {len(after)}")
     if not before:
         return Difference(delta, None, None)
-    interval = estimate((np.asarray(after, float) - np.asarray(before, float)).tolist())
-    is_binary = not {*before, *after} - {0, 1}
-    return Difference(delta, interval, mcnemar_exact(before, after) if is_binary else None)
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    return Difference(delta, difference_estimate([changes]), paired_p_value(before, after))
 
 
 def _common(found: Mapping[str, Results]) -> tuple[list[tuple[str, str, str]], list[str]]:
@@ -123,20 +122,31 @@ def _common(found: Mapping[str, Results]) -> tuple[list[tuple[str, str, str]], l
         elif not all(_has_same_items(first, results, name) for results in others):
             notes.append(f"{task['title']} was scored on different items")
         else:
-            common += [
-                (name, protocol, metric)
-                for protocol, result in task["protocols"].items()
-                for metric in result["scores"]
-                if all(_score(results["tasks"][name], protocol, metric) for results in others)
-            ]
+            for protocol, metric in _scored_by_all(found, name):
+                keys = (name, protocol, metric)
+                if len({scored_items(score) for score in _scores(found, keys)}) == 1:
+                    common.append(keys)
+                else:
+                    said = f"{task['title']}, {metric_name(metric)}, {protocol}"
+                    notes.append(f"{said} was scored on different items")
     return common, notes
 
 
+def _scored_by_all(found: Mapping[str, Results], name: str) -> list[tuple[str, str]]:
+    """Protocols and metrics of a task that all have."""
+    first, *others = (results["tasks"][name] for results in found.values())
+    return [
+        (protocol, metric)
+        for protocol, result in first["protocols"].items()
+        for metric in result["scores"]
+        if all(_score(other, protocol, metric) for other in others)
+    ]
+
+
 def _has_same_items(first: Results, other: Results, name: str) -> bool:
-    """Whether a task's files and counts agree, so that outcomes can be paired in their order."""
+    """Whether a task's files and counts agree."""
     files = [results["data"].get(name) for results in (first, other)]
-    tasks = [results["tasks"][name] for results in (first, other)]
-    counts = [(task["items"], task["left_out"]) for task in tasks]
+    counts = [results["tasks"][name]["items"] for results in (first, other)]
     return files[0] == files[1] and counts[0] == counts[1]
 
 
@@ -147,7 +157,7 @@ def _score(task: TaskResult, protocol: str, metric: str) -> MetricScore | None:
 
 
 def _scores(found: Mapping[str, Results], key: tuple[str, str, str]) -> list[MetricScore]:
-    """The scores of all models; `_common` has seen to it that they are there."""
+    """The scores of all models, which all have it."""
     name, protocol, metric = key
     return [r["tasks"][name]["protocols"][protocol]["scores"][metric] for r in found.values()]
 

@@ -27,11 +27,11 @@ from medcare_jax.evaluation.report.elements import (
 )
 from medcare_jax.evaluation.report.tables import html_table
 from medcare_jax.evaluation.report.wording import (
-    interval,
-    metric_name,
+    difference_text,
+    interval_text,
     p_value,
-    percent,
-    points,
+    score_text,
+    share_of_scale,
 )
 from medcare_jax.evaluation.results import headline
 
@@ -108,8 +108,8 @@ def _scores(rows: Sequence[Row], scores: Mapping[str, Any]) -> str:
     keys = [(stage, STAGES[stage]) for stage in rows[0].estimates]
     note = (
         "Scores are of all items; bars and brackets are 95 % intervals (Wilson's for shares, "
-        "else the bootstrap's). Changes are in percentage points, with the p-value of a paired "
-        "test on the same items (McNemar's exact one for shares, else by permutation), "
+        "else the bootstrap's). Changes of shares are in percentage points, with the p-value of "
+        "a paired test on the same items (McNemar's exact one for shares, else by permutation), "
         "not corrected for the number of comparisons; below "
         f"{SIGNIFICANCE:g} a change is called better or worse."
     )
@@ -125,16 +125,21 @@ def score_chart(rows: Sequence[Row]) -> str:
     bands = [
         Band(
             row.task,
-            metric_name(row.metric),
-            [
-                Dot(stage, f"{STAGES[stage]}: {percent(e.score)} ({interval(e)})", *e)
-                for stage, e in row.estimates.items()
-            ],
+            row.label,
+            [_dot(row, stage) for stage in row.estimates],
         )
         for row in rows
         if row.is_headline
     ]
     return interval_chart(bands, title="Task scores")
+
+
+def _dot(row: Row, stage: str) -> Dot:
+    """A stage's score on its interval."""
+    found = row.estimates[stage]
+    said = f"{STAGES[stage]}: {score_text(row.metric, found.score)} "
+    said += f"({interval_text(row.metric, found)})"
+    return Dot(stage, said, *(share_of_scale(row.metric, value) for value in found))
 
 
 def _score_table(rows: Sequence[Row]) -> str:
@@ -163,34 +168,36 @@ def _score_table(rows: Sequence[Row]) -> str:
 def _score_row(row: Row) -> str:
     """Scores and changes of one task and metric."""
     cells = "".join(
-        f'<td class="number"><strong>{percent(e.score)}</strong><small>{interval(e)}</small></td>'
+        f'<td class="number"><strong>{score_text(row.metric, e.score)}</strong>'
+        f"<small>{interval_text(row.metric, e)}</small></td>"
         for e in row.estimates.values()
     )
-    changes = "".join(_change_cell(change) for change in row.changes.values())
+    changes = "".join(_change_cell(row.metric, change) for change in row.changes.values())
     importance = "head" if row.is_headline else "minor"
     return (
         f'<tr class="{importance}"><th scope="row">{text(row.task)}'
-        f"<small>{text(metric_name(row.metric))}</small></th>"
+        f"<small>{text(row.label)}</small></th>"
         f'<td class="number">{row.items:,}</td>{cells}{changes}</tr>'
     )
 
 
-def _change_cell(change: Change) -> str:
+def _change_cell(metric: str, change: Change) -> str:
     """A difference, its p-value, and its verdict as colour."""
+    delta = difference_text(metric, change.delta)
     return (
-        f'<td class="number change {change.verdict}"><strong>{points(change.delta)}</strong>'
+        f'<td class="number change {change.verdict}"><strong>{delta}</strong>'
         f"<small>{text(p_value(change.p_value))}</small></td>"
     )
 
 
 def _left_out(scores: Mapping[str, Any]) -> str:
     """Which items no model was asked, as one sentence."""
-    results = next(result for stage in STAGES if (result := scores.get(stage)))
+    results, *others = (result for stage in STAGES if (result := scores.get(stage)))
     counts = [
         f"{task}: {count:,} {reason}"
         for task, result in results["tasks"].items()
         for reason, count in result["left_out"].items()
-        if count
+        if count and all(o["tasks"][task]["left_out"].get(reason) == count for o in others)
     ]
     return text(f" Left out of every stage: {'; '.join(counts)}.") if counts else ""
 
@@ -200,22 +207,23 @@ def _type_table(scores: Mapping[str, Any]) -> str:
     stages = [stage for stage in STAGES if scores.get(stage)]
     by_stage = [
         {
-            (task, name): entry
+            (task, name): (score_text(result["metric"], entry["score"]), entry["items"])
             for task, result in scores[stage]["tasks"].items()
             if (main := headline(result)) and len(main["types"]) > 1
             for name, entry in main["types"].items()
         }
         for stage in stages
     ]
-    if not by_stage[0]:
+    common = [key for key in by_stage[0] if all(key in found for found in by_stage)]
+    if not common:
         return ""
     head = "".join(f'<th scope="col" class="number">{STAGES[stage]}</th>' for stage in stages)
     body = "".join(
         f'<tr><th scope="row">{text(task)}<small>{text(name)}</small></th>'
-        f'<td class="number">{entry["items"]:,}</td>'
-        + "".join(f'<td class="number">{percent(e[task, name]["score"])}</td>' for e in by_stage)
+        f'<td class="number">{by_stage[0][task, name][1]:,}</td>'
+        + "".join(f'<td class="number">{found[task, name][0]}</td>' for found in by_stage)
         + "</tr>"
-        for (task, name), entry in by_stage[0].items()
+        for task, name in common
     )
     return (
         '<details><summary>By type of question</summary><div class="scroll"><table><thead><tr>'

@@ -15,11 +15,10 @@ from medcare_jax.evaluation.report.data_tables import file_table, other_facts
 from medcare_jax.evaluation.report.run_page import html_page, stage_facts
 from medcare_jax.evaluation.report.tables import code, escape, markdown_table
 from medcare_jax.evaluation.report.wording import (
-    interval,
-    metric_name,
+    difference_text,
+    interval_text,
     p_value,
-    percent,
-    points,
+    score_text,
 )
 from medcare_jax.files import write_text
 
@@ -96,10 +95,16 @@ def _score_table(rows: Sequence[Row]) -> str:
     body = [
         [
             escape(row.task),
-            metric_name(row.metric),
+            row.label,
             str(row.items),
-            *(f"{percent(e.score)} ({interval(e)})" for e in row.estimates.values()),
-            *(f"{points(c.delta)} ({p_value(c.p_value)})" for c in row.changes.values()),
+            *(
+                f"{score_text(row.metric, e.score)} ({interval_text(row.metric, e)})"
+                for e in row.estimates.values()
+            ),
+            *(
+                f"{difference_text(row.metric, c.delta)} ({p_value(c.p_value)})"
+                for c in row.changes.values()
+            ),
         ]
         for row in rows
     ]

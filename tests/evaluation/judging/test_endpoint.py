@@ -37,6 +37,21 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch):
     assert stub.keys == [None]
 
 
+def test_blanks_around_the_key_are_dropped(monkeypatch):
+    monkeypatch.setenv("MEDCARE_JUDGE_KEY", f" {KEY}\r\n")  # as a file with CRLF leaves it
+    with serve(always()) as (stub, url):
+        Endpoint(url, "m").ask(ASKED)
+    assert stub.keys == [f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize("flaw", ["\r", "\n", "–", "é", "\x7f"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(monkeypatch, flaw):
+    monkeypatch.setenv("MEDCARE_JUDGE_KEY", f"{KEY}{flaw}rest")
+    with pytest.raises(ValueError, match="MEDCARE_JUDGE_KEY") as caught:
+        Endpoint("http://127.0.0.1:1/v1", "m")
+    assert KEY not in str(caught.value)
+
+
 @pytest.mark.parametrize("status", [429, 500, 503, 408])
 def test_what_may_pass_is_asked_again(status):
     plan = lambda number, body: (status if number < 3 else 200, {}, completion(GOOD), 0)

@@ -1,5 +1,6 @@
 """Marks added to an evaluation on disk, in part if the judge fails in part."""
 
+import dataclasses
 import json
 
 import pytest
@@ -62,7 +63,7 @@ def test_marks_enter_both_files(folder):
     }  # fmt: skip
     assert samples[7]["scores"] == {}
     assert told == ["judge: 6 requests, 0 from the cache, 600 + 60 tokens"]
-    assert results["settings"]["judge"]["model"] == "m"
+    assert results["settings"]["judge"]["ccte"]["model"] == "m"
 
 
 @pytest.mark.parametrize("mark", [1, 5])
@@ -119,6 +120,21 @@ def test_any_task_can_be_named(folder):
             judge_folder(folder, endpoint(url), tasks=["nope"])
     scores = read_results(folder)["tasks"]["medqa"]["protocols"]["generate"]["scores"]
     assert set(scores) == {"accuracy", "judge", *CRITERIA}
+
+
+def test_each_task_names_its_own_judge(folder):
+    with serve(always()) as (_, url):
+        judge_folder(folder, endpoint(url), tasks=["ccte"])
+        judge_folder(folder, dataclasses.replace(endpoint(url), model="n"), tasks=["medqa"])
+    judges = read_results(folder)["settings"]["judge"]
+    assert {task: judge["model"] for task, judge in judges.items()} == {"ccte": "m", "medqa": "n"}
+
+
+def test_marks_of_one_task_do_not_complete_another(folder):
+    with serve(by_answer({0: "no"})) as (_, url):
+        judge_folder(folder, endpoint(url), tasks=["ccte"])
+        judge_folder(folder, endpoint(url), tasks=["medqa"])
+    assert read_results(folder)["status"] == "partial"
 
 
 def test_without_samples_nothing_is_asked(folder):

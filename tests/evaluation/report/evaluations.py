@@ -66,6 +66,7 @@ def results_of(tasks, *, status="complete", name="some/model"):
             "name": name,
             "kind": "huggingface",
             "digest": "ab" * 32,
+            "tokenizer": "",
             "keep": [],
             "stage": None,
             "step": None,

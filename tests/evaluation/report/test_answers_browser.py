@@ -50,6 +50,21 @@ def test_outcomes():
     assert kinds == ["right", "wrong", "unreadable", "unscored", "right", "wrong", "wrong"]
 
 
+def test_answers_of_cblue_have_the_outcome_of_their_own_task():
+    results = results_of({"cblue": task_result("CBLUE", "score")})
+    scores = [
+        {"accuracy": 1},
+        {"f1": 0.5},
+        {"rougeL": 1 - 1e-8},
+        {"f1": 1.0, "judge": 2.0},
+        {"judge": 2.0, "accuracy": 0},
+    ]
+    samples = [{**sample(0), "task": "cblue", "scores": each} for each in scores]
+    samples.append({**samples[1], "parsed": None, "scores": {"f1": 0.0}})
+    kinds = [entry["k"] for entry in data_of(browser(results, samples))["samples"]]
+    assert kinds == ["right", "wrong", "right", "right", "wrong", "unreadable"]
+
+
 def test_samples_survive_whole_and_stay_inert():
     text = EVIL + "\u2028 <!-- & 发热"
     body = browser(RESULTS, [sample(0, question=text, output=text)])

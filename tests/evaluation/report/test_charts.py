@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcare_jax.evaluation.report.charts import HEIGHT, line_chart
+from medcare_jax.evaluation.report.charts import HEIGHT, Band, Dot, interval_chart, line_chart
 from medcare_jax.evaluation.report.comparison import compare
 from medcare_jax.evaluation.report.run_page import score_chart
+from medcare_jax.evaluation.tasks import TASKS
 
 FINITE = st.floats(-1e9, 1e9, allow_subnormal=False)
 
@@ -83,6 +84,14 @@ def test_text_cannot_become_markup():
 def test_curves_without_points_are_refused(steps, values):
     with pytest.raises(ValueError, match="t: expected values at"):
         line_chart(steps, values, title="t")
+
+
+def test_the_longest_name_of_a_task_has_room():
+    name = max((spec.title for spec in TASKS.values()), key=len)
+    dot = Dot("base", "said", 0.5, 0.25, 0.75)
+    svg = interval_chart([Band(name, "accuracy", [dot])], title="t")
+    (end,) = (float(e.get("x")) for e in tree(svg).iter("text") if e.get("class") == "name")
+    assert end > 7.9 * len(name)  # pixels of a bold letter of 13.5, on the wide side
 
 
 def test_scores_stand_between_the_ends_of_their_intervals(report):

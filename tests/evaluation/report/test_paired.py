@@ -2,7 +2,7 @@
 
 import pytest
 
-from medcare_jax.evaluation.metrics import mcnemar_exact
+from medcare_jax.evaluation.metrics import mcnemar_exact, paired_p_value
 from medcare_jax.evaluation.report.paired import compare_folders, difference
 from medcare_jax.evaluation.results import write_results
 from tests.evaluation.report.evaluations import metric_score, results_of, task_result
@@ -27,11 +27,26 @@ def test_right_or_wrong_is_mcnemars():
     assert difference(metric_score(before), metric_score(before)).verdict == "unclear"
 
 
-def test_graded_scores_are_judged_by_their_interval():
+def test_equal_models_differ_by_nothing():
+    score = metric_score([i % 2 for i in range(50)])
+    found = difference(score, score)
+    assert found == (0, (0, 0, 0), 1)
+    assert found.verdict == "unclear"
+
+
+def test_a_mark_more_on_one_item_is_as_unclear_as_one_less():
+    before = metric_score([3] * 20)
+    more, less = (difference(before, metric_score([3] * 19 + [mark])) for mark in (4, 2))
+    assert (more.delta, more.interval.low, more.p) == (pytest.approx(0.05), 0, 1)
+    assert more.interval.high == -less.interval.low
+    assert (more.verdict, less.verdict) == ("unclear", "unclear")
+
+
+def test_graded_scores_are_judged_by_a_permutation_of_signs():
     before = [0.1 * (i % 5) for i in range(50)]
     better = [value + 0.3 + 0.01 * (i % 3) for i, value in enumerate(before)]
     found = difference(metric_score(before), metric_score(better))
-    assert found.p is None
+    assert found.p == paired_p_value(before, better) < 0.001
     assert found.verdict == "better"
     # Pairing takes out what the items differ by, so the interval is far narrower than a score's.
     assert found.interval.high - found.interval.low < 0.01
@@ -83,6 +98,41 @@ def test_other_items_are_not_compared(tmp_path):
     text = compare_folders(folders, tmp_path)[0].read_text()
     assert "| CMB" not in text
     assert "- CMB was scored on different items" in text
+
+
+def test_marks_of_other_items_are_not_compared(tmp_path):
+    """As many marks on both sides, of which one is missing on another item."""
+    folders = []
+    for name, digest in (("a", "3 is missing"), ("b", "9 is missing")):
+        task = task_result("CCTE", "rouge_l", protocols=("generate",))
+        task["left_out"]["not marked by the judge"] = 1
+        scores = task["protocols"]["generate"]["scores"]
+        scores["judge"] = {**metric_score([3, 4, 5]), "items": digest}
+        folders.append(write(tmp_path / name, results_of({"ccte": task})))
+    text = compare_folders(folders, tmp_path)[0].read_text()
+    assert "- CCTE, judge, generate was scored on different items" in text
+    assert "rouge l, generate" in text
+
+
+def test_what_one_judge_marked_alone_keeps_its_other_scores(tmp_path):
+    one, two = (task_result("MeQSum", "rouge_l", protocols=("generate",)) for _ in range(2))
+    one["left_out"]["not marked by the judge"] = 0
+    one["protocols"]["generate"]["scores"]["judge"] = metric_score([3, 4, 5])
+    folders = [
+        write(tmp_path / name, results_of({"meqsum": task}))
+        for name, task in zip("ab", (one, two), strict=True)
+    ]
+    text = compare_folders(folders, tmp_path)[0].read_text()
+    assert "rouge l, generate" in text
+    assert "different items" not in text
+
+
+def test_answers_of_a_file_are_compared_with_those_of_a_model(tmp_path):
+    """What `--predictions` leaves, whose items are no prompts that could be too long."""
+    one, two = results_of({"medqa": task_result("MedQA")}), results_of({"medqa": task_result("M")})
+    two["tasks"]["medqa"]["left_out"] = {}
+    folders = [write(tmp_path / name, each) for name, each in (("a", one), ("b", two))]
+    assert "| MedQA" in compare_folders(folders, tmp_path)[0].read_text()
 
 
 def test_nothing_in_common_is_refused(tmp_path):

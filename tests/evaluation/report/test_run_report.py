@@ -36,6 +36,53 @@ def test_markdown_has_every_finding_and_number(report):
     assert "# A &lt;small> run &amp; more" in text
 
 
+def judged(results, mark):
+    """Results whose task `unseen` a judge has marked, all items alike."""
+    task = results["tasks"]["unseen"]
+    types = {"one": {"score": mark, "items": 25}, "two": {"score": mark, "items": 25}}
+    marks = {
+        "score": mark, "low": mark, "high": mark, "types": types, "outcomes": [mark] * 50,
+        "items": "all",
+    }  # fmt: skip
+    scores = {**task["protocols"]["generate"]["scores"], "judge": marks}
+    protocols = {"generate": {"unreadable": 0.0, "scores": scores}}
+    left_out = {**task["left_out"], "not marked by the judge": 2}
+    task = {**task, "metric": "judge", "left_out": left_out, "protocols": protocols}
+    return {**results, "tasks": {**results["tasks"], "unseen": task}}
+
+
+def test_marks_stand_on_their_own_scale(report):
+    marks = {"base": 3.25, "mka": 4.0, "da": 4.0}
+    scores = {stage: judged(report.scores[stage], mark) for stage, mark in marks.items()}
+    told = dataclasses.replace(report, scores=scores)
+    assert "| unseen | judge | 50 | 3.25 (3.25 to 3.25) | 4.00 (4.00 to 4.00)" in markdown(told)
+    assert "| +0.75 (p < 0.001)" in markdown(told)
+    assert "unseen (3.25 → 4.00, p &lt; 0.001)" in markdown(told)
+    page = html_page(told)
+    assert "325.0%" not in page
+    places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)" cy="[\d.]+" r="4.5"', page)]
+    assert max(places) < 826
+
+
+def test_what_one_stage_alone_was_marked_for_is_left_out(report):
+    """Whichever stage it is, its other scores stay."""
+    for stage in report.scores:
+        scores = {**report.scores, stage: judged(report.scores[stage], 3.25)}
+        told = dataclasses.replace(report, scores=scores)
+        assert "judge" not in markdown(told)
+        assert "3.25" not in html_page(told)
+        assert "| unseen | accuracy | 50 | 26.0% (" in markdown(told)
+        assert "not marked by the judge" not in html_page(told)
+
+
+def test_marks_of_other_items_are_not_paired(report):
+    scores = {stage: judged(results, 4.0) for stage, results in report.scores.items()}
+    marks = scores["da"]["tasks"]["unseen"]["protocols"]["generate"]["scores"]["judge"]
+    marks |= {"outcomes": [5.0] * 49, "items": "but one"}
+    told = markdown(dataclasses.replace(report, scores=scores))
+    assert "| ±0.00 (p = 1.000) | ±0.00 (not paired) |" in told
+
+
 def test_markdown_tables_are_rectangular(report):
     for table in re.findall(r"(?:^\|.*\|\n?)+", markdown(report), flags=re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.strip().splitlines()}
