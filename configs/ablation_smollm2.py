@@ -46,6 +46,7 @@ def get_config(cells: str = "protocol") -> ml_collections.ConfigDict:
 def _run() -> ml_collections.ConfigDict:
     """What all cells share."""
     config = smollm2_135m.get_config()
+    config.constraint.basis, config.constraint.energy = "span", 0.95  # if a cell says no other
     config.icd10.mka_knowledge = 160
     config.icd10.mka_alignment = 24
     config.icd10.da_alignment = 72

@@ -88,12 +88,12 @@ def get_config() -> ml_collections.ConfigDict:
     # projection | penalty | projection+penalty | none. The subspace is the knowledge's at the
     # hand-over, also if the knowledge goes on learning.
     config.constraint.kind = "projection"
-    # Where the subspace comes from. span: all that the knowledge's A reads (or its B writes).
-    # svd: leading singular vectors of A B. activation: leading directions of what the projections
-    # read (or give) on the first stage's data. A penalty on `span` is the paper's, |A_K^T A_O|.
-    config.constraint.basis = "span"
+    # Where the subspace comes from. activation: leading directions of what the projections read
+    # (or give) on the first stage's data. span: all that the knowledge's A reads (or its B writes).
+    # svd: leading singular vectors of A B. A penalty on `span` is the paper's, |A_K^T A_O|.
+    config.constraint.basis = "activation"
     config.constraint.side = "input"  # input (A) | output (B) | both
-    config.constraint.energy = 0.95  # svd, activation: share of the energy that is protected
+    config.constraint.energy = 0.5  # activation, svd: share of the energy that is protected
     config.constraint.activation_batches = 16  # activation: batches of mka that are looked at
     config.constraint.strength = 1.0  # share of the update's component that is projected out
     config.constraint.retract_every = 0  # steps between projections of A itself; 0: never

@@ -7,9 +7,9 @@ r"""Qwen1.5-14B-Chat with the paper's hyper-parameters: 128 rows of 3,072 tokens
         --config.evaluation.folder=data/test
 
 The base and MedCareData are downloaded by the user. Targets and constraint are this project's
-defaults; the paper's own are data.targets=reference, data.over_long=cut, constraint.kind=penalty
-and constraint.freeze_knowledge=False. Difference from base.py: the global batch is cut into
-microbatches.
+defaults; the paper's own are data.targets=reference, data.over_long=cut, constraint.kind=penalty,
+constraint.basis=span and constraint.freeze_knowledge=False. Difference from base.py: the global
+batch is cut into microbatches.
 
 Planned for v5e:4x4, one row a chip and microbatch: MKA 5.76 GiB a chip, 1,365 to 1,749 tokens/s a
 chip. See docs/performance.md.

@@ -215,9 +215,9 @@ class ConstraintSettings:
     """What keeps the alignment off the knowledge; fields as in configs/base.py."""
 
     kind: str = "projection"
-    basis: str = "span"
+    basis: str = "activation"
     side: str = "input"
-    energy: float = 0.95
+    energy: float = 0.5
     activation_batches: int = 16
     strength: float = 1.0
     retract_every: int = 0
@@ -252,6 +252,11 @@ class ConstraintSettings:
             )
 
     @property
+    def needs_data(self) -> bool:
+        """Whether data have to be read at the hand-over, to find what is protected."""
+        return self.basis == "activation" and self.kind != "none"
+
+    @property
     def use_projection(self) -> bool:
         """Whether updates are projected."""
         return "projection" in self.kind
@@ -260,11 +265,6 @@ class ConstraintSettings:
     def is_exact(self) -> bool:
         """Whether the alignment stays in the complement, up to rounding."""
         return self.use_projection and self.strength == 1
-
-    @property
-    def is_penalty_idle(self) -> bool:
-        """Whether all of the penalty's slope lies in the subspace that is projected away."""
-        return self.use_penalty and self.is_exact and self.freeze_knowledge
 
     @property
     def use_penalty(self) -> bool:

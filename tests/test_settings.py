@@ -251,19 +251,17 @@ def test_the_kind_of_constraint(kind, projection, penalty):
 
 
 @pytest.mark.parametrize(
-    ("changes", "is_idle"),
+    ("changes", "needs_data"),
     [
         ({}, True),
-        ({"basis": "svd", "side": "both", "penalty_norm": "cosine"}, True),
-        ({"strength": 0.9}, False),
-        ({"freeze_knowledge": False}, False),
-        ({"kind": "penalty"}, False),
-        ({"kind": "projection"}, False),
+        ({"basis": "activation", "kind": "penalty"}, True),
+        ({"basis": "activation", "kind": "none"}, False),
+        ({"basis": "span"}, False),
+        ({"basis": "svd"}, False),
     ],
 )
-def test_a_penalty_is_idle_where_all_of_its_slope_is_projected_away(changes, is_idle):
-    constraint = ConstraintSettings(**{"kind": "projection+penalty"} | changes)
-    assert constraint.is_penalty_idle == is_idle
+def test_data_are_read_for_a_basis_of_activations_that_constrains(changes, needs_data):
+    assert ConstraintSettings(**changes).needs_data == needs_data
 
 
 def test_settings_made_without_a_config_obey_the_same_rules():

@@ -33,7 +33,7 @@ def check_host(constraint: ConstraintSettings) -> None:
     Raises:
       ValueError: JAX was told to leave the CPU out.
     """
-    if constraint.basis != "activation":
+    if not constraint.needs_data:
         return
     try:
         jax.local_devices(backend="cpu")
@@ -50,7 +50,7 @@ def hand_over(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Array)
     A basis of data is not looked for again where the stage has a checkpoint: it is in there.
     """
     constraint, data_basis = run.settings.constraint, None
-    if constraint.basis == "activation":
+    if constraint.needs_data:
         data_basis = read_basis(run.workdir, stage.name)
         if data_basis is None:
             data_basis = _data_basis(run, stage, trees, jax.random.fold_in(key, 1))

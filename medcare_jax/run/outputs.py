@@ -100,7 +100,9 @@ def constraint_warnings(settings: Settings) -> list[str]:
             "attention's knowledge is merged into the base, so its alignment is kept off nothing; "
             "a basis of activation covers it"
         )
-    if not constraint.is_penalty_idle:
+    # All of the penalty's slope then lies in the subspace that is projected away.
+    is_idle = constraint.use_penalty and constraint.is_exact and constraint.freeze_knowledge
+    if not is_idle:
         return found
     return [
         *found,

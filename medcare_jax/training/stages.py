@@ -156,6 +156,8 @@ def protected_basis(
     """
     side: Any = constraint.side
     if constraint.basis == "activation":
+        if not constraint.needs_data:
+            return {}
         if data_basis is None:
             raise ValueError("constraint.basis = 'activation': expected a basis of data, got none")
         return data_basis

@@ -52,7 +52,7 @@ def test_the_aggregation_learns_knowledge_and_noise_over_a_frozen_base():
 
 
 def test_the_alignment_learns_beside_frozen_knowledge_of_the_ffn_alone():
-    made, _ = built("da")
+    made, _ = built("da", basis="span")
     assert set(made.frozen) == {BASE, KNOWLEDGE}
     assert set(made.state.learning) == {ALIGNMENT}
     assert not any("self_attn" in path for path in flatten(made.frozen[KNOWLEDGE]))

@@ -1,6 +1,7 @@
 """Foreign adapters become a workdir, and the job goes on from it as if it had learned them."""
 
 import filecmp
+import functools
 import json
 import os
 import pathlib
@@ -126,7 +127,10 @@ def test_peft_as_alignment(made, tmp_path):
     place, run = made
     tree = run.trees["da", 4][ALIGNMENT]
     save_peft(tmp_path / "alone", run.base.settings, run.settings.adapters, [tree])
-    adopt(made, tmp_path / "w", tmp_path / "alone", role=ALIGNMENT)
+    adopting = functools.partial(adopt, made, source=tmp_path / "alone", role=ALIGNMENT)
+    with pytest.raises(ConversionError, match="reaches into the knowledge's subspace"):
+        adopting(tmp_path / "u")  # which is that of data, as nothing else was asked for
+    adopting(tmp_path / "w", **{"constraint.basis": "span"})
     found = read_adapters(tmp_path / "w")
     assert digest(found.trees[ALIGNMENT]) == digest(tree)
     knowledge = flatten(found.trees[KNOWLEDGE])

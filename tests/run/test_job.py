@@ -73,10 +73,27 @@ def test_a_penalty_beside_a_projection_is_warned_of_where_it_moves_nothing(
 def test_an_alignment_on_attention_that_nothing_constrains_is_said():
     adapters = dataclasses.replace(TINY.adapters, alignment_on_attention=True)
     for constraint, is_said in [
-        (ConstraintSettings(), True),
+        (ConstraintSettings(basis="span"), True),
         (ConstraintSettings(basis="activation"), False),
         (ConstraintSettings(kind="none"), False),
     ]:
         settings = dataclasses.replace(TINY, adapters=adapters, constraint=constraint)
         assert ("kept off nothing" in " ".join(constraint_warnings(settings))) == is_said
     assert constraint_warnings(TINY) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_said"),
+    [
+        ({}, True),
+        ({"basis": "svd", "side": "both", "penalty_norm": "cosine"}, True),
+        ({"strength": 0.9}, False),
+        ({"freeze_knowledge": False}, False),
+        ({"kind": "penalty"}, False),
+        ({"kind": "projection"}, False),
+    ],
+)
+def test_a_penalty_all_of_whose_slope_is_projected_away_is_said(changes, is_said):
+    constraint = ConstraintSettings(**{"kind": "projection+penalty"} | changes)
+    found = constraint_warnings(dataclasses.replace(TINY, constraint=constraint))
+    assert ("the penalty does nothing" in " ".join(found)) == is_said

@@ -105,7 +105,7 @@ def make_case(
     trees = split(random_params(decoder, seed=4))
     constraint, basis = None, {}
     if ALIGNMENT in trees:
-        constraint = ConstraintSettings(kind, penalty_weight=penalty_weight)
+        constraint = ConstraintSettings(kind, "span", penalty_weight=penalty_weight)
         held = extend_basis(orthonormal_basis(trees[KNOWLEDGE]), trees[ALIGNMENT])
         basis = {ALIGNMENT: held}
         if constraint.use_projection:

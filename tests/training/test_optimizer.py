@@ -23,7 +23,7 @@ STAGE = StageSettings(
     learning_rate=1e-2, warmup_share=0.0, weight_decay=0.3, adam_b1=0.8, adam_b2=0.95
 )
 
-PROJECTION = ConstraintSettings()
+PROJECTION = ConstraintSettings(basis="span")
 
 
 @pytest.mark.torch

@@ -50,13 +50,13 @@ def trees():
     return split(random_params(stage_decoder(MKA), seed=5))
 
 
-def handover(trees, *, stage=DA, seed=1, data_basis=None, **constraint):
+def handover(trees, *, stage=DA, seed=1, data_basis=None, basis="span", **constraint):
     """What DA begins with."""
     return begin_alignment(
         trees,
         stage_decoder(stage),
         jax.random.key(seed),
-        constraint=ConstraintSettings(**constraint),
+        constraint=ConstraintSettings(basis=basis, **constraint),
         data_basis=data_basis,
     )
 
