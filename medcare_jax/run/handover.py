@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from medcare_jax import distributed
 from medcare_jax.agreement import check_same
 from medcare_jax.data.packing import Batch
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS
@@ -74,6 +75,7 @@ def _data_basis(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Arra
     constraint = run.settings.constraint
     side: Any = constraint.side
     empty = empty_sketch(_alignment(run, stage), key, side=side)
+    run.display.line(f"basis: reading {constraint.activation_batches} batches of MKA")
     collect = functools.partial(
         activation_sketch, mesh=run.mesh, accumulation=run.settings.data.accumulation
     )
@@ -82,6 +84,10 @@ def _data_basis(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Arra
         found = collect(*_collecting(run, trees), refined_sketch(found, run.mesh))
     basis = activation_basis(found, run.mesh, energy=constraint.energy)
     check_same("the basis of activations", digest(basis))
+    widths = [q.shape[-1] for q in jax.tree.leaves(basis)]
+    run.display.line(
+        f"basis: at most {max(widths)} directions a layer hold {constraint.energy:.0%}"
+    )
     return basis
 
 
@@ -102,5 +108,13 @@ def _collecting(
     return (
         run.decoder(KNOWLEDGE_COMPONENTS),
         {BASE: trees[BASE], KNOWLEDGE: trees[KNOWLEDGE]},
-        itertools.islice(batches, run.settings.constraint.activation_batches),
+        _until_told(itertools.islice(batches, run.settings.constraint.activation_batches)),
     )
+
+
+def _until_told(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; raises StoppedEarly before the next one once the run is told to end."""
+    for batch in batches:
+        if distributed.must_stop():
+            raise distributed.StoppedEarly("stopped at the hand-over; all of MKA is kept")
+        yield batch

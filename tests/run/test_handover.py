@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from medcare_jax import distributed
 from medcare_jax.checkpoints import Checkpoints
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.orthogonality import max_leak
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, digest, flatten, split
 from medcare_jax.run.handover import check_host, hand_over
+from medcare_jax.run.progress import Display
 from medcare_jax.settings import ConstraintSettings, MeshSettings
 from medcare_jax.sharding import make_mesh
 from medcare_jax.training import activations
@@ -62,6 +64,7 @@ def handed_over(trees, workdir=pathlib.Path("none"), **constraint):
         data=types.SimpleNamespace(mka=batches),
         mesh=mesh,
         workdir=workdir,
+        display=Display(is_shown=False),
     )
     with jax.set_mesh(mesh):
         return hand_over(run, DA, trees, jax.random.key(1)), batches.taken
@@ -117,3 +120,9 @@ def test_a_host_without_jax_cpu_backend_is_told_before_training(monkeypatch):
     check_host(ConstraintSettings(basis="span"))
     with pytest.raises(ValueError, match=r"add cpu to it, such as JAX_PLATFORMS=tpu,cpu"):
         check_host(ConstraintSettings(basis="activation"))
+
+
+def test_who_is_told_to_end_does_not_read_on(trees, monkeypatch):
+    monkeypatch.setattr(distributed, "must_stop", lambda: True)
+    with pytest.raises(distributed.StoppedEarly, match="all of MKA is kept"):
+        handed_over(trees, basis="activation")
