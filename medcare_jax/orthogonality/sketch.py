@@ -207,6 +207,8 @@ def _eigenvectors(probes: Array, products: Array, tolerance: float) -> tuple[Arr
     """Of the Nyström approximation: vectors ``[..., d, k]`` and values, descending."""
     inner = jnp.matmul(jnp.swapaxes(probes, -1, -2), products, precision=_HIGHEST)
     values, vectors = decompositions.eigh((inner + jnp.swapaxes(inner, -1, -2)) / 2.0)
+    if _is_identity(probes):  # `inner` is the covariance itself
+        return jnp.flip(vectors, -1), jnp.flip(jnp.maximum(values, 0.0), -1)
     is_known = values > tolerance * values[..., -1:]
     scales = jnp.where(is_known, jax.lax.rsqrt(jnp.where(is_known, values, 1.0)), 0.0)
     factor = jnp.matmul(products, vectors * scales[..., None, :], precision=_HIGHEST)

@@ -25,7 +25,7 @@ STEPS = 8
 RATES = StageSettings(learning_rate=0.005, warmup_share=0.25, clip_norm=1.0, weight_decay=0.0)
 CASES = {
     "mka": (MKA, "base", None),
-    "da": (DA_OPEN, "taia", ConstraintSettings(kind="penalty", freeze_knowledge=False)),
+    "da": (DA_OPEN, "taia", ConstraintSettings("penalty", "span", freeze_knowledge=False)),
 }
 # Our component and leaf -> its name in the reference; "i" is an expert's number.
 NAMES = {
