@@ -115,8 +115,10 @@ def _add_rows(products: Array, probes: Array, x: Array) -> Array:
         seen = jnp.matmul(wide, probes, precision=_HIGHEST)
         return products + jnp.matmul(wide.T, seen, precision=_HIGHEST)
     if probes.ndim == products.ndim:
-        return jax.lax.map(lambda each: _add_rows(*each), (products, probes, x))
-    return jax.lax.map(lambda each: _add_rows(each[0], probes, each[1]), (products, x))
+        added: Array = jax.lax.map(lambda each: _add_rows(*each), (products, probes, x))
+    else:
+        added = jax.lax.map(lambda each: _add_rows(each[0], probes, each[1]), (products, x))
+    return added
 
 
 def _energy(x: Array) -> Array:
