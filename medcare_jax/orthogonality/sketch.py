@@ -101,24 +101,48 @@ def accumulate_sketch(sketch: Sketch, activations: PyTree[Array]) -> Sketch:
         return x.reshape(*stack, -1, d)
 
     flat = jax.tree.map(rows, activations, sketch.products)
+    by_path = (leaves_by_path(part) for part in (sketch.products, sketch.probes, flat))
+    products = _add_rows(*by_path)
     return Sketch(
         sketch.probes,
-        jax.tree.map(_add_rows, sketch.products, sketch.probes, flat),
+        map_with_path(lambda path, _: products[path], sketch.products),
         jax.tree.map(lambda total, x: total + _energy(x), sketch.traces, flat),
     )
 
 
-def _add_rows(products: Array, probes: Array, x: Array) -> Array:
-    """The products with C's part of rows ``[..., t, d]``; of one matrix at a time in float32."""
-    if x.ndim == 2:
-        wide = x.astype(jnp.float32)
-        seen = jnp.matmul(wide, probes, precision=_HIGHEST)
-        return products + jnp.matmul(wide.T, seen, precision=_HIGHEST)
-    if probes.ndim == products.ndim:
-        added: Array = jax.lax.map(lambda each: _add_rows(*each), (products, probes, x))
-    else:
-        added = jax.lax.map(lambda each: _add_rows(each[0], probes, each[1]), (products, x))
+_ByPath = dict[str, Array]
+
+
+def _add_rows(products: _ByPath, probes: _ByPath, rows: _ByPath) -> _ByPath:
+    """The products with C's part of rows ``[..., t, d]``; of one layer at a time in float32.
+
+    One loop for all paths: the messages of several that ran side by side could cross.
+    """
+    added = {
+        path: _add_matrix(products[path], probes[path], rows[path])
+        for path in products
+        if products[path].ndim == 2
+    }
+    for size in sorted({leaf.shape[0] for path, leaf in products.items() if path not in added}):
+        paths = [p for p, leaf in products.items() if p not in added and leaf.shape[0] == size]
+        own = [path for path in paths if probes[path].ndim == products[path].ndim]
+        stacked = tuple(
+            {path: part[path] for path in of}
+            for part, of in ((products, paths), (probes, own), (rows, paths))
+        )
+
+        def add(each: tuple[_ByPath, _ByPath, _ByPath]) -> _ByPath:
+            return _add_rows(each[0], {**probes, **each[1]}, each[2])
+
+        added |= jax.lax.map(add, stacked)
     return added
+
+
+def _add_matrix(product: Array, probes: Array, rows: Array) -> Array:
+    """The product ``[d, k]`` with the part of rows ``[t, d]``."""
+    wide = rows.astype(jnp.float32)
+    seen = jnp.matmul(wide, probes, precision=_HIGHEST)
+    return product + jnp.matmul(wide.T, seen, precision=_HIGHEST)
 
 
 def _energy(x: Array) -> Array:

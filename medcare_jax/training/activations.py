@@ -205,12 +205,13 @@ def _stream(
     """The total with all batches added, leaves in place."""
     params = merge(trees)
     total = jax.device_put(total, places)
+    # One program a batch: another one that moved leaves meanwhile could cross its messages.
+    added = jax.jit(add, out_shardings=places, donate_argnums=1)
     for batch in batches:
-        total = jax.device_put(add(params, total, batch), places)
+        total = added(params, total, batch)
     return total
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 def _add(
     decoder: Decoder,
     accumulate: Callable[[_Total, Tree], _Total],
