@@ -11,8 +11,8 @@ defaults; the paper's own are data.targets=reference, data.over_long=cut, constr
 constraint.basis=span and constraint.freeze_knowledge=False. Difference from base.py: the global
 batch is cut into microbatches.
 
-Planned for v5e:4x4, one row a chip and microbatch: MKA 3.83 GiB a chip (DA 3.47), 2,418 to 2,905
-tokens/s a chip. See docs/performance.md.
+Planned for v5e:4x4, one row a chip and microbatch: MKA 3.83 GiB a chip (DA on `span` 3.47), 2,418
+to 2,905 tokens/s a chip. See docs/performance.md.
 """
 
 import ml_collections
