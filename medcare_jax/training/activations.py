@@ -23,17 +23,13 @@ from medcare_jax.orthogonality import (
     refine_sketch,
     sketch_basis,
 )
+from medcare_jax.orthogonality.leaves import protected_names
 from medcare_jax.params import Tree, flatten, merge, unflatten
 from medcare_jax.settings import MeshSettings
 from medcare_jax.sharding import make_mesh, tree_shardings
 from medcare_jax.training.step import microbatches
 
 _SOURCES = {"lora_a": "inputs", "lora_b": "outputs"}
-_LEAVES: dict[str, tuple[str, ...]] = {
-    "input": ("lora_a",),
-    "output": ("lora_b",),
-    "both": ("lora_a", "lora_b"),
-}
 
 
 _Total = TypeVar("_Total")
@@ -205,7 +201,6 @@ def _stream(
     """The total with all batches added, leaves in place."""
     params = merge(trees)
     total = jax.device_put(total, places)
-    # One program a batch: another one that moved leaves meanwhile could cross its messages.
     added = jax.jit(add, out_shardings=places, donate_argnums=1)
     for batch in batches:
         total = added(params, total, batch)
@@ -250,7 +245,7 @@ def _shapes(like: Tree, side: Side) -> dict[str, jax.ShapeDtypeStruct]:
     return {
         path: jax.ShapeDtypeStruct((*leaf.shape[:-2], _width(path, leaf)), jnp.float32)
         for path, leaf in flatten(like).items()
-        if path.rpartition("/")[2] in _LEAVES[side]
+        if path.rpartition("/")[2] in protected_names(side)
     }
 
 
