@@ -37,7 +37,6 @@ def get_config(cells: str = "protocol") -> ml_collections.ConfigDict:
     study = ml_collections.ConfigDict()
     study.run = _run()
     study.seeds = (0, 1, 2, 3, 4)
-    study.facts = {"facts": 0, "notes": 0, "aligned": 0, "test": 0}
     study.baseline = "none"
     study.cells = _CELLS[cells]
     return study.lock()

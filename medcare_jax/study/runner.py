@@ -35,6 +35,7 @@ from medcare_jax.run.workdir import hold
 from medcare_jax.settings import Settings
 from medcare_jax.sharding import make_mesh
 from medcare_jax.study import measures, report
+from medcare_jax.study.drawn import draw_tasks
 from medcare_jax.study.facts import write_fact_tasks
 from medcare_jax.study.settings import KEEP_NOISE, ONE_LORA, Cell, Study
 from medcare_jax.training.stages import MKA, ONE_LORA_DA, ONE_LORA_MKA, select
@@ -151,17 +152,20 @@ class SeedRuns:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def _with_tasks(self, settings: Settings) -> Settings:
-        """The settings with the synthetic tasks' files, if the study has them."""
-        facts = self.study.facts
-        if not facts.facts:
+        """The settings with the files that are made for the seed, if the study has any."""
+        facts, drawn = self.study.facts, self.study.drawn
+        folder = self.folder / "data"
+        if drawn is not None:
+            paths = draw_tasks(folder, drawn, seed=self.seed)
+        elif facts.facts:
+            paths = write_fact_tasks(folder, seed=self.seed, **dataclasses.asdict(facts))
+        else:
             return settings
-        paths = write_fact_tasks(self.folder / "data", seed=self.seed, **dataclasses.asdict(facts))
-        tests = str(self.folder / "data" / "test")
         return dataclasses.replace(
             settings,
             mka=dataclasses.replace(settings.mka, files=(str(paths["1-stage/train"]),)),
             da=dataclasses.replace(settings.da, files=(str(paths["2-stage/train"]),)),
-            evaluation=dataclasses.replace(settings.evaluation, folder=tests),
+            evaluation=dataclasses.replace(settings.evaluation, folder=str(folder / "test")),
         )
 
 

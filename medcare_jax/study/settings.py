@@ -39,12 +39,49 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Sizes of the synthetic tasks; 0 facts: the run's own data."""
+    """Sizes of the synthetic tasks, see `facts.py`; 0 facts: none are made."""
 
     facts: int = 0
     notes: int = 0
     aligned: int = 0
     test: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Tasks drawn anew for each seed from data that are there, see `drawn.py`.
+
+    Attributes:
+      folder: With `1-stage/train.json`, `2-stage/train.json` and `test`.
+      exam: Task of English letters as which what was taught is asked, such as `medmcqa`.
+      written: Task of the alignment's test, such as `ner`.
+      exam_ids: Beginnings of the ids in stage 1 that are taught.
+      written_ids: Beginnings of the ids in both stages that are the alignment's.
+      taught: Exam questions of stage 1, asked again in the test.
+      mixed: Alignment-required dialogues of stage 1.
+      aligned: Alignment-required dialogues of stage 2.
+      test: Items of the alignment's test.
+      longest: Characters of a dialogue; longer ones are not drawn.
+    """
+
+    folder: str
+    exam: str
+    written: str
+    exam_ids: tuple[str, ...]
+    written_ids: tuple[str, ...]
+    taught: int
+    mixed: int
+    aligned: int
+    test: int
+    longest: int
+
+    def __post_init__(self) -> None:
+        """Refuses to draw from nowhere."""
+        if not self.folder:
+            raise SettingsError(
+                "drawn.folder is empty; name a folder in MedCareData's layout with "
+                "--config.drawn.folder=FOLDER"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +93,14 @@ class Study:
       cells: In the order of the table.
       baseline: The cell that the others are compared with, seed by seed.
       facts: Synthetic tasks in place of the run's data.
+      drawn: Tasks drawn for each seed in place of the run's data.
     """
 
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
     baseline: str
     facts: Facts
+    drawn: Drawn | None
 
     def with_seed(self, cell: Cell, seed: int) -> Settings:
         """The settings of a cell's run with a seed."""
@@ -76,7 +115,7 @@ def make_study(config: Mapping[str, Any]) -> Study:
         baseline, or a seed twice.
     """
     plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    unknown = plain.keys() - {"run", "seeds", "cells", "baseline", "facts"}
+    unknown = plain.keys() - {"run", "seeds", "cells", "baseline", "facts", "drawn"}
     if unknown:
         raise SettingsError(f"unknown config key {', '.join(sorted(unknown))}")
     seeds = tuple(plain["seeds"])
@@ -88,7 +127,8 @@ def make_study(config: Mapping[str, Any]) -> Study:
         raise SettingsError(f"cells are named {', '.join(names)}; expected each name once")
     if plain["baseline"] not in names:
         raise SettingsError(f"baseline = {plain['baseline']!r}; allowed are {', '.join(names)}")
-    return Study(seeds, cells, plain["baseline"], Facts(**plain["facts"]))
+    drawn = Drawn(**plain["drawn"]) if "drawn" in plain else None
+    return Study(seeds, cells, plain["baseline"], Facts(**plain.get("facts", {})), drawn)
 
 
 def _cell(said: Mapping[str, Any], run: Mapping[str, Any]) -> Cell:
