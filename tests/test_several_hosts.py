@@ -39,8 +39,8 @@ def dialogues(tmp_path_factory):
     return path
 
 
-def start(workdir, dialogues, processes, *flags):
-    """The job on dialogues, without evaluation, in so many processes."""
+def start(workdir, dialogues, processes, *flags, devices=DEVICES):
+    """The job on dialogues, without evaluation, in so many processes that share the devices."""
     data = (
         "--config.icd10.make=False",
         f"--config.mka.files=('{dialogues}',)",
@@ -48,16 +48,16 @@ def start(workdir, dialogues, processes, *flags):
         "--config.data.rows=4",
         "--config.checkpoint.every_steps=3",
     )
-    return start_job(workdir, processes, *data, *flags)
+    return start_job(workdir, processes, *data, *flags, devices=devices)
 
 
-def start_job(workdir, processes, *flags):
+def start_job(workdir, processes, *flags, devices=DEVICES):
     """The tiny job in so many processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    devices = f"--xla_force_host_platform_device_count={DEVICES // processes}"
-    environ = {**os.environ, "XLA_FLAGS": f"{quick.FLAGS} {devices}", "JAX_PLATFORMS": "cpu"}
+    count = f"--xla_force_host_platform_device_count={devices // processes}"
+    environ = {**os.environ, "XLA_FLAGS": f"{quick.FLAGS} {count}", "JAX_PLATFORMS": "cpu"}
     return [
         subprocess.Popen(
             [
@@ -170,6 +170,28 @@ def test_sigterm_to_one_of_four_and_on_with_two_and_with_one(tmp_path, dialogues
     assert_same_run(workdir, alone)
     finish(start(tmp_path / "other", dialogues, 1))
     assert_same_run(tmp_path / "other", alone)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_eight_devices_goes_on_with_one_two_four_and_sixteen(tmp_path, dialogues):
+    rows = ("--config.data.rows=16", "--config.mka.epochs=4")
+    finish(start(tmp_path / "whole", dialogues, 1, *rows, devices=8))
+    (eight,) = start(tmp_path / "8", dialogues, 1, *rows, "--config.mesh.tensor=2", devices=8)
+    wait_for_step(tmp_path / "8", "mka", 1, [eight])
+    eight.send_signal(signal.SIGTERM)
+    finish([eight])
+    done = len(read_history(tmp_path / "8" / "mka" / "metrics.jsonl"))
+    wanted = read_history(tmp_path / "whole" / "mka" / "metrics.jsonl")
+    assert 0 < done < len(wanted)
+    others = {1: (), 2: ("data=2", "fsdp=1"), 4: ("tensor=2",), 16: ("data=4", "fsdp=4")}
+    for devices, axes in others.items():
+        workdir = tmp_path / str(devices)
+        shutil.copytree(tmp_path / "8", workdir)
+        mesh = (f"--config.mesh.{axis}" for axis in axes)
+        finish(start(workdir, dialogues, 1, *rows, *mesh, devices=devices))
+        next_step = read_history(workdir / "mka" / "metrics.jsonl")[done]
+        np.testing.assert_allclose(next_step["loss"], wanted[done]["loss"], rtol=1e-6)
+        assert_same_run(workdir, tmp_path / "whole")
 
 
 @pytest.mark.slow

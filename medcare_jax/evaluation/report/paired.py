@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from medcare_jax.evaluation.judging.rubric import CRITERIA, JUDGE_METRIC
 from medcare_jax.evaluation.metrics import Estimate, difference_estimate, paired_p_value
 from medcare_jax.evaluation.report.charts import Band, Dot, interval_chart
 from medcare_jax.evaluation.report.comparison import SIGNIFICANCE, Verdict
@@ -123,13 +124,24 @@ def _common(found: Mapping[str, Results]) -> tuple[list[tuple[str, str, str]], l
             notes.append(f"{task['title']} was scored on different items")
         else:
             for protocol, metric in _scored_by_all(found, name):
-                keys = (name, protocol, metric)
-                if len({scored_items(score) for score in _scores(found, keys)}) == 1:
-                    common.append(keys)
-                else:
+                key = (name, protocol, metric)
+                if problem := _why_not(found, key):
                     said = f"{task['title']}, {metric_name(metric)}, {protocol}"
-                    notes.append(f"{said} was scored on different items")
+                    notes.append(f"{said} was {problem}")
+                else:
+                    common.append(key)
     return common, notes
+
+
+def _why_not(found: Mapping[str, Results], key: tuple[str, str, str]) -> str:
+    """Why scores that all have do not compare; empty if they do."""
+    name, _, metric = key
+    if len({scored_items(score) for score in _scores(found, key)}) > 1:
+        return "scored on different items"
+    judges = [results["settings"].get("judge", {}).get(name) for results in found.values()]
+    if metric in (JUDGE_METRIC, *CRITERIA) and any(judge != judges[0] for judge in judges):
+        return "marked by different judges or rubrics"
+    return ""
 
 
 def _scored_by_all(found: Mapping[str, Results], name: str) -> list[tuple[str, str]]:

@@ -114,6 +114,23 @@ def test_marks_of_other_items_are_not_compared(tmp_path):
     assert "rouge l, generate" in text
 
 
+@pytest.mark.parametrize("change", [{"model": "another"}, {"rubric": "another"}, None])
+def test_marks_of_other_judges_are_not_compared(tmp_path, change):
+    judge = {"url": "https://judge.test", "model": "a", "rubric": "r"}
+    folders = []
+    for name, mine in (("a", judge), ("b", judge | (change or {}))):
+        task = task_result("CCTE", "rouge_l", protocols=("generate",))
+        task["protocols"]["generate"]["scores"]["judge"] = metric_score([3, 4, 5])
+        results = results_of({"ccte": task})
+        results["settings"]["judge"] = {"ccte": mine}
+        folders.append(write(tmp_path / name, results))
+    text = compare_folders(folders, tmp_path)[0].read_text()
+    said = "- CCTE, judge, generate was marked by different judges or rubrics"
+    assert (said in text) == (change is not None)
+    assert ("judge, generate, " in text) == (change is None)
+    assert "rouge l, generate" in text
+
+
 def test_what_one_judge_marked_alone_keeps_its_other_scores(tmp_path):
     one, two = (task_result("MeQSum", "rouge_l", protocols=("generate",)) for _ in range(2))
     one["left_out"]["not marked by the judge"] = 0
