@@ -22,10 +22,10 @@ def get_config() -> ml_collections.ConfigDict:
             "exam_ids": ("ki-medmcqa-",),
             "written": "ner",
             "written_ids": ("ar-bc5cdr-", "ar-ncbi-disease-"),
-            "taught": 128,
-            "mixed": 24,
-            "aligned": 80,
-            "test": 64,
+            "taught": 72,
+            "mixed": 12,
+            "aligned": 48,
+            "test": 40,
             "longest": 600,  # characters, so that a dialogue fits a row
         }
     study.cells = (
