@@ -158,6 +158,43 @@ def covariance_basis(
     return map_with_path(leading, covariance)
 
 
+def narrow_basis(
+    basis: PyTree[Float[Array, "... d q"]],
+    covariance: PyTree[Float[Array, "... d d"]],
+    *,
+    energy: float,
+) -> PyTree[Float[Array, "... d p"]]:
+    """The leading part of a covariance's basis: that of a smaller energy, nothing decomposed again.
+
+    Args:
+      basis: of `covariance_basis`, of the same covariance and at least this energy.
+      covariance: what it was made from.
+      energy: share of the trace to keep, in (0, 1].
+
+    Returns:
+      What `covariance_basis` gives for that energy.
+
+    Raises:
+      ValueError: ``energy`` out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> covariance = {"lora_a": jnp.diag(jnp.array([40.0, 59.0, 1.0]))}
+      >>> wide = covariance_basis(covariance, energy=0.95)
+      >>> narrow_basis(wide, covariance, energy=0.5)["lora_a"].shape, wide["lora_a"].shape
+      ((3, 1), (3, 2))
+    """
+    check_energy(energy)
+
+    def leading(columns: Array, total: Array) -> Array:
+        total = total.astype(jnp.float32)
+        values = jnp.einsum("...dq,...de,...eq->...q", columns, total, columns, precision=_HIGHEST)
+        unseen = jnp.trace(total, axis1=-2, axis2=-1)[..., None] - values.sum(-1, keepdims=True)
+        return keep(columns, reaches(values, energy, unseen=jnp.maximum(unseen, 0.0)))
+
+    return jax.tree.map(leading, basis, covariance)
+
+
 def accumulate_covariance(
     covariance: PyTree[Float[Array, "... d d"]], activations: PyTree[Array]
 ) -> PyTree[Float[Array, "... d d"]]:

@@ -19,6 +19,7 @@ from medcare_jax.orthogonality import (
     covariance_basis,
     extend_basis,
     measure,
+    narrow_basis,
     orthonormal_basis,
     overlap_energy,
     principal_cosines,
@@ -94,7 +95,8 @@ def geometry(start: Tree, alignment: Tree, knowledge: Tree, covariance: Tree) ->
     """
     span = orthonormal_basis(knowledge)
     bases = {"span": span, "svd 0.95": product_basis(knowledge, energy=0.95)}
-    bases |= {f"activation {e:g}": covariance_basis(covariance, energy=e) for e in ENERGIES}
+    widest = covariance_basis(covariance, energy=max(ENERGIES))
+    bases |= {f"activation {e:g}": narrow_basis(widest, covariance, energy=e) for e in ENERGIES}
     before = _total(activation_effect(alignment, covariance))
     return {
         "angles": {

@@ -10,6 +10,7 @@ from medcare_jax.orthogonality import (
     accumulate_covariance,
     covariance_basis,
     extend_basis,
+    narrow_basis,
     orthonormal_basis,
     product_basis,
     union,
@@ -192,6 +193,18 @@ def test_covariance_basis_equals_the_svd_of_the_activations(energy, seed):
     assert basis.shape == (6, width)
     assert_orthonormal(basis)
     np.testing.assert_allclose(projector(basis), vt[:width].T @ vt[:width], atol=1e-3)
+
+
+@given(energy=st.sampled_from([0.3, 0.5, 0.8, 0.95]), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=15)
+def test_a_narrower_basis_is_that_of_its_energy(energy, seed):
+    x = random(seed, 3, 40, 6) * np.array([9.0, 5.0, 3.0, 2.0, 1.0, 0.0])
+    x[1, :, :4] = 0  # of another rank than its neighbours
+    covariance = {"lora_a": accumulate_covariance(jnp.zeros((3, 6, 6)), float32(x))}
+    wide = covariance_basis(covariance, energy=0.95)
+    found = narrow_basis(wide, covariance, energy=energy)["lora_a"]
+    expected = covariance_basis(covariance, energy=energy)["lora_a"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_covariance_streams_stacks_and_leaves_padding_out():
