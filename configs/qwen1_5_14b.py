@@ -11,8 +11,8 @@ defaults; the paper's own are data.targets=reference, data.over_long=cut, constr
 constraint.basis=span and constraint.freeze_knowledge=False. Difference from base.py: the global
 batch is cut into microbatches.
 
-Planned for v5e:4x4, one row a chip and microbatch: MKA 5.76 GiB a chip, 1,365 to 1,749 tokens/s a
-chip. See docs/performance.md.
+Planned for v5e:8x8, one row a chip: MKA 4.33 GiB a chip, 1,407 to 1,722 tokens/s a chip, DA 3.96
+GiB; for v5e:4x4, with a microbatch of one row a chip, MKA 5.76 GiB. See docs/performance.md.
 """
 
 import ml_collections

@@ -11,8 +11,9 @@ defaults; the paper's own are data.targets=reference, data.over_long=cut, constr
 constraint.basis=span and constraint.freeze_knowledge=False. Difference from base.py: the global
 batch is cut into microbatches.
 
-Planned for v5e:4x4, one row a chip and microbatch: MKA 3.83 GiB a chip (DA on `span` 3.47), 2,418
-to 2,905 tokens/s a chip. See docs/performance.md.
+Planned for v5e:4x4, one row a chip and microbatch: MKA 3.83 GiB a chip, DA 3.61, 2,418 to 2,905
+tokens/s a chip; with compute.remat=products MKA 11.73 GiB and 2,952 to 3,852 tokens/s a chip.
+See docs/performance.md.
 """
 
 import ml_collections
