@@ -87,22 +87,11 @@ def option_scores(
         prompt and option together do not fit the model's context. The last token of an option
         needs no place there, since nothing is read behind it.
     """
-    _check(prompts, options, decoder.settings.max_position_embeddings)
     scores: list[list[OptionScore]] = [[] for _ in prompts]
-    batch = even_batch(batch)
-    for rows in _alike(prompts, options, batch):
-        tokens, lengths = pad_right([prompts[i] for i in rows], batch, _PAD)
-        choices = [option for i in rows for option in options[i]]
-        many = len(options[rows[0]])
-        labels, counts = pad_right(choices, batch * many, _PAD, minimum=_SHORTEST_OPTION_BUCKET)
-        found = _score(decoder, params, tokens, lengths, labels, counts)
-        log_probs, is_greedy = np.asarray(found[0], np.float64), np.asarray(found[1])
-        for row, index in enumerate(rows):
-            scores[index] = [
-                OptionScore(float(log_probs[i]), int(counts[i]), bool(is_greedy[i]))
-                for i in range(row * many, (row + 1) * many)
-            ]
-        on_done(len(rows))
+    for found in _batches(decoder, params, prompts, options, batch):
+        for index, row in found.items():
+            scores[index] = row
+        on_done(len(found))
     return scores
 
 
@@ -125,7 +114,7 @@ def continuation_scores(
       params: its parameters.
       pairs: contexts and continuations, at least one token each.
       batch: groups at once; rows of one pass are up to 8 times as many.
-      on_done: called with the number of groups finished after each batch of them.
+      on_done: called with the number of pairs finished after each batch of groups.
 
     Raises:
       ValueError: as `option_scores`; item numbers in messages are those of the groups, counted in
@@ -134,12 +123,11 @@ def continuation_scores(
     groups = _sharing(pairs)
     contexts = [pairs[group[0]][0] for group in groups]
     options = [[pairs[place][1] for place in group] for group in groups]
-    rows = option_scores(decoder, params, contexts, options, batch=batch, on_done=on_done)
-    scores = {
-        place: score
-        for group, row in zip(groups, rows, strict=True)
-        for place, score in zip(group, row, strict=True)
-    }
+    scores: dict[int, OptionScore] = {}
+    for found in _batches(decoder, params, contexts, options, batch):
+        for group, row in found.items():
+            scores |= dict(zip(groups[group], row, strict=True))
+        on_done(sum(map(len, found.values())))
     return [scores[place] for place in range(len(pairs))]
 
 
@@ -245,6 +233,32 @@ def token_scores(
         for found in jax.lax.map(score, parts)
     )
     return log_probs, is_likeliest
+
+
+def _batches(
+    decoder: Decoder,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    batch: int,
+) -> Iterator[dict[int, list[OptionScore]]]:
+    """The scores of the options of each prompt, by the prompt's number, batch by batch."""
+    _check(prompts, options, decoder.settings.max_position_embeddings)
+    batch = even_batch(batch)
+    for rows in _alike(prompts, options, batch):
+        tokens, lengths = pad_right([prompts[i] for i in rows], batch, _PAD)
+        choices = [option for i in rows for option in options[i]]
+        many = len(options[rows[0]])
+        labels, counts = pad_right(choices, batch * many, _PAD, minimum=_SHORTEST_OPTION_BUCKET)
+        found = _score(decoder, params, tokens, lengths, labels, counts)
+        log_probs, is_greedy = np.asarray(found[0], np.float64), np.asarray(found[1])
+        yield {
+            index: [
+                OptionScore(float(log_probs[i]), int(counts[i]), bool(is_greedy[i]))
+                for i in range(row * many, (row + 1) * many)
+            ]
+            for row, index in enumerate(rows)
+        }
 
 
 @functools.partial(jax.jit, static_argnums=0)
