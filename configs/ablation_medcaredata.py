@@ -28,10 +28,13 @@ def get_config() -> ml_collections.ConfigDict:
             "test": 40,
             "longest": 600,  # characters, so that a dialogue fits a row
         }
+    none = {"name": "none", "constraint": {"kind": "none"}}
     study.cells = (
-        {"name": "none", "constraint": {"kind": "none"}},
+        none,
         {"name": "projection span"},
         {"name": "projection activation 0.5", "constraint": {"basis": "activation", "energy": 0.5}},
+        # What learning less buys without any constraint.
+        {**none, "name": "none, half the rate", "da": {"learning_rate": 1e-3}},
     )
     study.run.icd10.make = False
     study.run.data.check_overlap = False  # what was taught is asked
