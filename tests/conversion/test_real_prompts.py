@@ -23,7 +23,7 @@ from medcare_jax.params import ALIGNMENT, KNOWLEDGE
 from medcare_jax.run.opening import open_folded
 from medcare_jax.settings import AdapterSettings, ComputeSettings
 
-PROMPTS, LONGEST, BATCH = 120, 120, 40
+PROMPTS, LONGEST, BATCH = 1000, 120, 40
 ADAPTERS = AdapterSettings(rank=8, alpha=16.0, dropout=0.0)
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
@@ -164,4 +164,4 @@ def test_a_bfloat16_export_says_the_same_in_both_libraries(prompts, live, tmp_pa
         print(f"\nbfloat16: {PROMPTS - len(parted)} of {PROMPTS} next tokens alike in both")
         print(f"as in float32: {right}; logits off by {off}; gaps of the others: {gaps}")
     assert off["ours"] < 1.5 * off["transformers"], "as near to float32 as the other library"
-    assert right["ours"] >= right["transformers"] - PROMPTS // 100
+    assert (gaps < sum(off.values())).all(), "they part only where rounding decides"
