@@ -4,7 +4,8 @@
         --config.drawn.folder=FOLDER
 
 SmolLM2-135M is taught MedMCQA questions with their explanations and learns to name the entities of
-NCBI Disease and BC5CDR. The seed draws what is taught and asked. All else as ablation_smollm2.py.
+NCBI Disease and BC5CDR. The seed draws what is taught and asked. All else as
+ablation_smollm2.py:follow_up.
 """
 
 import ml_collections
@@ -14,7 +15,7 @@ from configs import ablation_smollm2
 
 def get_config() -> ml_collections.ConfigDict:
     """The study."""
-    study = ablation_smollm2.get_config()
+    study = ablation_smollm2.get_config("follow_up")
     with study.unlocked():
         study.drawn = {
             "folder": "",  # with 1-stage/train.json, 2-stage/train.json and test
@@ -28,14 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
             "test": 40,
             "longest": 600,  # characters, so that a dialogue fits a row
         }
-    none = {"name": "none", "constraint": {"kind": "none"}}
-    study.cells = (
-        none,
-        {"name": "projection span"},
-        {"name": "projection activation 0.5", "constraint": {"basis": "activation", "energy": 0.5}},
-        # What learning less buys without any constraint.
-        {**none, "name": "none, half the rate", "da": {"learning_rate": 1e-3}},
-    )
+    study.cells = (*study.cells, {"name": "projection span"})
     study.run.icd10.make = False
     study.run.data.check_overlap = False  # what was taught is asked
     study.run.evaluation.tasks = ("medmcqa", "ner")
