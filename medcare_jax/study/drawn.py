@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from medcare_jax.data.records import Record, open_records
+from medcare_jax.evaluation.asking import ANNOUNCEMENTS
 from medcare_jax.evaluation.tasks import SUFFIXES, TASKS, find_file
 from medcare_jax.files import write_text
 from medcare_jax.study.settings import Drawn
 
-_LETTER = "The answer is "
+_LETTER = ANNOUNCEMENTS["en"]
 
 
 def draw_tasks(folder: pathlib.Path, drawn: Drawn, *, seed: int) -> dict[str, pathlib.Path]:
