@@ -16,6 +16,8 @@ from medcare_jax.study.frontier import frontier_chart
 from medcare_jax.study.settings import Study
 from medcare_jax.study.statistics import QUANTITIES, Result, Row, rows
 
+_CHANGES = ("kept", "knowledge_nll")  # quantities that are differences themselves
+
 
 def write_study(workdir: pathlib.Path, study: Study, results: Sequence[Result]) -> None:
     """Writes `study.json`, `study.md` and `study.html`; the same results give the same bytes."""
@@ -77,15 +79,16 @@ def _cells(table: Sequence[Row], study: Study) -> tuple[list[str], list[list[str
         f"knowledge − {study.baseline}",
         f"alignment − {study.baseline}",
         f"knowledge NLL − {study.baseline}",
+        f"alignment NLL − {study.baseline}",
         "protected",
         "leak",
     ]
     body = []
     for row in table:
-        means = [_number(row.means[q], q) for q in QUANTITIES]
+        means = [_number(row.means[q], q, signed=q in _CHANGES) for q in QUANTITIES]
         paired = [
-            _number(row.paired[q], "kept" if q != "knowledge_nll" else q) if row.paired else "–"
-            for q in ("kept", "alignment", "knowledge_nll")
+            _number(row.paired[q], q, signed=True) if row.paired else "–"
+            for q in ("kept", "alignment", "knowledge_nll", "alignment_nll")
         ]
         width = "–" if row.width is None else f"{100 * row.width:.1f} %"
         leak = "–" if row.leak is None else f"{row.leak:.1e}"
@@ -140,11 +143,10 @@ def _at(value: Any, path: Sequence[str]) -> float:
     return float(value)
 
 
-def _number(value: Estimate, name: str) -> str:
+def _number(value: Estimate, name: str, *, signed: bool) -> str:
     """A mean with its interval, as its quantity is read."""
-    is_nll = name.endswith("nll")
-    factor, digits = (1.0, 3) if is_nll else (100.0, 1)
-    sign = "+" if name in ("kept", "knowledge_nll") else ""
+    factor, digits = (1.0, 3) if name.endswith("nll") else (100.0, 1)
+    sign = "+" if signed else ""
     text = f"{factor * value.score:{sign}.{digits}f}"
     if not math.isfinite(value.low):
         return text

@@ -24,6 +24,7 @@ def result(
     known: list[int],
     written: list[int],
     nll: float = 1.0,
+    written_nll: float = 0.25,
     leak: float | None = 1e-7,
 ) -> dict[str, Any]:
     """After MKA everything was known, at a NLL of 0.5, and nothing written."""
@@ -36,7 +37,7 @@ def result(
         },
         "after": {
             "facts": task("knowledge-intensive", known, nll),
-            "notes": task("alignment-required", written, 0.25),
+            "notes": task("alignment-required", written, written_nll),
         },
     }
     return found if leak is None else {**found, "leak": leak, "width": 0.25}
@@ -45,7 +46,13 @@ def result(
 def five_seeds() -> list[dict[str, Any]]:
     """A baseline that forgets half and one that forgets a quarter, over seeds of some spread."""
     return [
-        result(name, seed, known=[1] * right + [0] * (8 - right), written=[1, 1, 0, seed % 2])
+        result(
+            name,
+            seed,
+            known=[1] * right + [0] * (8 - right),
+            written=[1, 1, 0, seed % 2],
+            written_nll=nll,
+        )
         for seed in range(5)
-        for name, right in (("none", 4 - seed % 2), ("projection", 6 - seed % 2))
+        for name, right, nll in (("none", 4 - seed % 2, 0.25), ("projection", 6 - seed % 2, 0.5))
     ]
