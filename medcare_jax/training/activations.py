@@ -164,12 +164,12 @@ def widest_basis(like: Tree, *, energy: float, side: Side = "input") -> Tree:
       (32, 4096, 1024)
     """
 
-    def widest(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        d = shape.shape[-1]
-        most = d if d <= max(WHOLE_UP_TO, SKETCH_WIDTH) else SKETCH_WIDTH
-        return shape.update(shape=(*shape.shape, min(math.ceil(energy * d), most)))
+    def widest(products: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        *stack, d, probes = products.shape
+        return products.update(shape=(*stack, d, min(math.ceil(energy * d), probes)))
 
-    return unflatten({path: widest(shape) for path, shape in _shapes(like, side).items()})
+    sketch = jax.eval_shape(lambda: empty_sketch(like, jax.random.key(0), side=side))
+    return jax.tree.map(widest, sketch.products)
 
 
 def refined_sketch(sketch: Sketch, mesh: Mesh) -> Sketch:
