@@ -16,7 +16,7 @@ SIGNIFICANCE = 0.05
 
 _BRIEF = {"base": "base", "mka": "MKA", "da": "DA"}
 
-Verdict = Literal["better", "worse", "unclear"]
+Verdict = Literal["better", "worse", "unclear", "untested"]
 
 
 class Finding(NamedTuple):
@@ -40,8 +40,10 @@ class Change(NamedTuple):
 
     @property
     def verdict(self) -> Verdict:
-        """Better or worse if chance alone would rarely do it, else unclear."""
-        if self.p_value is None or self.p_value >= SIGNIFICANCE or not self.delta:
+        """Better or worse if chance alone would rarely do it, else unclear; untested without p."""
+        if self.p_value is None:
+            return "untested"
+        if self.p_value >= SIGNIFICANCE or not self.delta:
             return "unclear"
         return "better" if self.delta > 0 else "worse"
 
@@ -188,6 +190,7 @@ _WORDS: dict[Verdict, str] = {
     "better": "better",
     "worse": "worse",
     "unclear": "no change beyond chance",
+    "untested": "no test of the change",
 }
 
 
@@ -212,15 +215,19 @@ def _about(rows: Sequence[Row], before: str, after: str, subject: str) -> list[F
 
 
 def _about_the_whole(rows: Sequence[Row]) -> list[Finding]:
-    """Which tasks a whole run, or as much of it as there is, did not improve."""
+    """Which tasks a whole run, or as much of it as there is, did not improve, as far as tested."""
     scored = [stage for stage in STAGES if rows and stage in rows[0].estimates]
     if len(scored) < 2:
         return []
     before, after = scored[0], scored[-1]
     span = f"from {STAGES[before]} to {STAGES[after]}"
-    failed = [row for row in rows if row.changes[before, after].verdict != "better"]
+    tested = [row for row in rows if row.changes[before, after].verdict != "untested"]
+    if not tested:
+        return []
+    failed = [row for row in tested if row.changes[before, after].verdict != "better"]
     if not failed:
-        return [Finding("better", f"Every task improved {span}.")]
+        which = "Every task" if len(tested) == len(rows) else "Every task that could be tested"
+        return [Finding("better", f"{which} improved {span}.")]
     is_worse = any(row.changes[before, after].verdict == "worse" for row in failed)
     listed = "; ".join(_moved(row, before, after) for row in failed)
     return [Finding("worse" if is_worse else "unclear", f"Did not improve {span}: {listed}.")]

@@ -35,7 +35,12 @@ from medcare_jax.evaluation.report.wording import (
 )
 from medcare_jax.evaluation.results import headline
 
-_VERDICTS = {"better": "better", "worse": "worse", "unclear": "no clear change"}
+_VERDICTS = {
+    "better": "better",
+    "worse": "worse",
+    "unclear": "no clear change",
+    "untested": "not tested",
+}
 
 
 def html_page(content: RunReport) -> str:

@@ -24,7 +24,7 @@ from medcare_jax.files import write_text
 
 __all__ = ["RunReport", "StageCurve", "markdown", "write_report"]
 
-_MARKS = {"better": "**+**", "worse": "**−**", "unclear": "○"}
+_MARKS = {"better": "**+**", "worse": "**−**", "unclear": "○", "untested": "?"}
 
 
 def write_report(workdir: str | Path, content: RunReport) -> tuple[Path, Path]:

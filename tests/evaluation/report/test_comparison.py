@@ -57,6 +57,30 @@ def test_full_success_is_said_once(report):
     assert said[-1] == ("better", "Every task improved from base to after MKA.")
 
 
+def untested(results, task):
+    """Results in which a task's scores are no means, as micro-F1."""
+    found = results["tasks"][task]["protocols"]["generate"]
+    scores = {name: {**score, "outcomes": []} for name, score in found["scores"].items()}
+    protocols = {"generate": {**found, "scores": scores}}
+    tasks = results["tasks"] | {task: {**results["tasks"][task], "protocols": protocols}}
+    return {**results, "tasks": tasks}
+
+
+def test_what_no_test_covers_is_not_said_to_be_chance(report):
+    """A micro-F1 from 0 to 42 % is neither within chance nor beyond it."""
+    scores = {stage: untested(report.scores[stage], "coding") for stage in ("base", "mka")}
+    said = findings(compare(scores))
+    assert said[1:] == [
+        (
+            "untested",
+            "Alignment through MKA: no test of the change on coding (0.0% → 42.0%, not paired).",
+        ),
+        ("better", "Every task that could be tested improved from base to after MKA."),
+    ]
+    both = {stage: untested(results, "unseen") for stage, results in scores.items()}
+    assert {verdict for verdict, _ in findings(compare(both))} == {"untested"}
+
+
 def test_one_stage_or_none_has_nothing_to_compare(report):
     rows = compare({"base": report.scores["base"]})
     assert rows[0].changes == {}
