@@ -83,6 +83,8 @@ def main() -> None:
     marking = _marking()  # before hours of work, so that a wrong address costs none of them
     if _PROMPTS.value and marking is not None:
         raise app.UsageError("--prompts scores nothing, so no judge can mark it; give --data=DIR.")
+    if _NO_SAMPLES.value and marking is not None:
+        raise app.UsageError("--no_samples keeps no answers, so no judge can mark them.")
     if _COMPARE.value:
         _compare(display)
         return

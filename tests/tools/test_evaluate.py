@@ -64,6 +64,15 @@ def test_prompts_are_refused_a_judge_before_a_model_is_opened(tmp_path):
     assert "--prompts scores nothing" in done.stdout + done.stderr
 
 
+def test_answers_that_are_not_kept_are_refused_a_judge_before_a_model_is_opened(tmp_path):
+    done = evaluate(
+        "--model=/nowhere", "--data=d", f"--output={tmp_path / 'a'}", "--no_samples",
+        "--judge_url=http://127.0.0.1:9/v1", "--judge_model=m",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "--no_samples keeps no answers" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
