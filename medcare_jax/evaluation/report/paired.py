@@ -34,6 +34,7 @@ from medcare_jax.evaluation.results import (
     read_results,
     scored_items,
 )
+from medcare_jax.evaluation.tasks import GENERATE, TASKS
 from medcare_jax.files import write_text
 
 _NOTE = (
@@ -138,10 +139,22 @@ def _why_not(found: Mapping[str, Results], key: tuple[str, str, str]) -> str:
     name, _, metric = key
     if len({scored_items(score) for score in _scores(found, key)}) > 1:
         return "scored on different items"
+    rules = {results["settings"].get("rules") for results in found.values()}
+    if len(rules) > 1 and _depends_on_rules(key):
+        return "read by different rules"
     judges = [results["settings"].get("judge", {}).get(name) for results in found.values()]
     if metric in (JUDGE_METRIC, *CRITERIA) and any(judge != judges[0] for judge in judges):
         return "marked by different judges or rubrics"
     return ""
+
+
+def _depends_on_rules(key: tuple[str, str, str]) -> bool:
+    """Whether the same answers score otherwise by other rules, as `grading` and `summaries` do."""
+    name, protocol, metric = key
+    if protocol != GENERATE or metric in (JUDGE_METRIC, *CRITERIA):
+        return False
+    family = TASKS[name].family if name in TASKS else ""
+    return family in ("exam", "cblue") or metric == "macro_f1"
 
 
 def _scored_by_all(found: Mapping[str, Results], name: str) -> list[tuple[str, str]]:

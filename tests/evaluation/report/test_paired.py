@@ -131,6 +131,21 @@ def test_marks_of_other_judges_are_not_compared(tmp_path, change):
     assert "rouge l, generate" in text
 
 
+def test_answers_read_by_other_rules_are_not_compared(tmp_path):
+    """What rules do not touch is: letters by likelihood, and ROUGE of English."""
+    folders = []
+    for rules in ("reference", "strict"):
+        meqsum = task_result("MeQSum", "rouge_l", protocols=("generate",))
+        results = results_of({"medqa": task_result("MedQA"), "meqsum": meqsum})
+        results["settings"]["rules"] = rules
+        folders.append(write(tmp_path / rules, results))
+    text = compare_folders(folders, tmp_path)[0].read_text()
+    assert "- MedQA, accuracy, generate was read by different rules" in text
+    assert "MedQA (accuracy, generate" not in text.replace("**", "")
+    assert "MedQA (accuracy, likelihood" in text.replace("**", "")
+    assert "MeQSum (rouge l, generate" in text.replace("**", "")
+
+
 def test_what_one_judge_marked_alone_keeps_its_other_scores(tmp_path):
     one, two = (task_result("MeQSum", "rouge_l", protocols=("generate",)) for _ in range(2))
     one["left_out"]["not marked by the judge"] = 0
