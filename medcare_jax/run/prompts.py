@@ -169,12 +169,15 @@ def read_prompts(
             f"model's context of {context} tokens"
         )
     prompts, long, seen = [], [], {}
-    for location, item in scan_json(source):
+    for number, (location, item) in enumerate(scan_json(source), 1):
         if isinstance(item, RecordError):
             raise item
         name, messages = _messages(item, location)
-        if seen.setdefault(name, location) != location:
+        if name == location and location in seen:  # a list on one line, without ids
+            name = f"{location}#{number}"
+        if name in seen:
             raise RecordError(location, "id", f"expected its own, got the one of {seen[name]}")
+        seen[name] = location
         try:
             tokens = encode_prompt(messages, tokenizer).tolist()
         except ValueError as error:

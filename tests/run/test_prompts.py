@@ -118,6 +118,16 @@ def test_prompts_with_an_id_of_null_have_their_places(opened, tmp_path):
     assert [prompt.id for prompt in found] == [f"{source}:1", f"{source}:2", "7"]
 
 
+def test_prompts_of_a_list_on_one_line_have_ids_of_their_own(opened, tmp_path):
+    source = tmp_path / "prompts.json"
+    source.write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}]))
+    found = read_prompts(source, opened.tokenizer, GENERATION, 64)
+    assert [prompt.id for prompt in found] == [f"{source}:1", f"{source}:1#2"]
+    source.write_text(json.dumps([LINES[0], LINES[0]]))
+    with pytest.raises(RecordError, match=r"prompts\.json:1: id: expected its own"):
+        read_prompts(source, opened.tokenizer, GENERATION, 64)
+
+
 def test_over_long_prompts_are_refused_skipped_or_cut(opened, tmp_path):
     context = opened.decoder.settings.max_position_embeddings
     source = write(tmp_path, [LINES[0], {"id": "long", "prompt": "x" * context}])
