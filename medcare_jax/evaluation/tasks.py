@@ -149,7 +149,7 @@ def load_tasks(folder: str | Path, names: Sequence[str] = (), *, limit: int = 0)
       Tasks in the order of `TASKS`.
 
     Raises:
-      ValueError: on an unknown name, or a folder without any known file.
+      ValueError: on an unknown name, a folder without any known file, or with two of one task.
       FileNotFoundError: if a named task's file is missing.
       RecordError: on an item without usable gold, by file and line.
     """
@@ -178,9 +178,24 @@ def task_name(name: str) -> str:
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file of a task in a folder, or None."""
-    there = {path.stem.lower(): path for path in sorted(folder.glob("*.json*"))}
-    return next((there[f.lower()] for f in TASKS[name].files if f.lower() in there), None)
+    """The file of a task in a folder, or None.
+
+    Raises:
+      ValueError: Two files have the same of its names, and either could be meant.
+    """
+    there: dict[str, list[Path]] = {}
+    for path in _json_files(folder):
+        there.setdefault(path.stem.lower(), []).append(path)
+    found = next((there[f.lower()] for f in TASKS[name].files if f.lower() in there), [])
+    if len(found) > 1:
+        listed = " and ".join(path.name for path in found)
+        raise ValueError(f"expected one file of task {name!r} in {folder}, found {listed}")
+    return found[0] if found else None
+
+
+def _json_files(folder: Path) -> list[Path]:
+    """The files of a folder that may hold a task; an editor's `MedQA.json~` is none."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in (".json", ".jsonl"))
 
 
 def _names_found(folder: Path) -> list[str]:
@@ -189,7 +204,7 @@ def _names_found(folder: Path) -> list[str]:
     if not found:
         known = ", ".join(sorted(spec.files[0] for spec in TASKS.values()))
         raise ValueError(f"expected .json or .jsonl files in {folder}, found none of {known}")
-    unknown = {path.name for path in folder.glob("*.json*")} - {p.name for p in found.values()}
+    unknown = {path.name for path in _json_files(folder)} - {p.name for p in found.values()}
     if unknown := unknown - {STRUCTURED_FILE}:
         logging.warning("files of no task, not scored: %s", ", ".join(sorted(unknown)))
     return list(found)

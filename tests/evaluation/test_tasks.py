@@ -44,6 +44,17 @@ def test_files_are_found_whatever_their_capitals(tmp_path):
     assert [entry["file"] for entry in task.data_files()] == ["mmlu.jsonl"]
 
 
+def test_a_file_is_told_from_its_copies(tmp_path):
+    """An editor's copy is not scored in its place, and of two files none is by accident."""
+    for name in ("MedQA.JSON", "MedQA.json~", "MedQA.json.bak"):
+        (tmp_path / name).write_text(json.dumps(LETTERS))
+    assert [task.path.name for task in load_tasks(tmp_path)] == ["MedQA.JSON"]
+    (tmp_path / "medqa.jsonl").write_text(json.dumps(LETTERS))
+    for names in ((), ("medqa",)):
+        with pytest.raises(ValueError, match=r"'medqa' in .*, found MedQA\.JSON and medqa\.jsonl"):
+            load_tasks(tmp_path, names)
+
+
 def test_the_demo_tasks_are_read(tmp_path):
     write_icd10_tasks(tmp_path, seed=0, mka_knowledge=24, mka_alignment=6, da_alignment=6, test=12)
     tasks = {task.name: task for task in load_tasks(tmp_path / "test")}
