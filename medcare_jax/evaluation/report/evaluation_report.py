@@ -47,6 +47,7 @@ from medcare_jax.evaluation.results import (
 from medcare_jax.files import PRIVATE, write_text
 
 MOST_SAMPLES = 20_000
+_CUT = "Only the first {:,} answers are here, in the order of the tasks; all stand in {}."
 _PARTIAL = "Partial: something that was asked for is not there yet, so these numbers may change."
 
 
@@ -64,7 +65,7 @@ def write_evaluation_report(folder: Path) -> tuple[Path, Path]:
         raise FileNotFoundError(f"{folder} has no results.json; evaluate a model into it first")
     samples: Iterable[Sample] = ()
     if has_samples := (folder / SAMPLES_FILE).is_file():
-        samples = itertools.islice(read_samples(folder / SAMPLES_FILE), MOST_SAMPLES)
+        samples = read_samples(folder / SAMPLES_FILE)
     results = in_table_order(results)
     paths = folder / "report.md", folder / PAGE_FILE
     write_text(paths[0], markdown(results))
@@ -77,8 +78,11 @@ def write_evaluation_report(folder: Path) -> tuple[Path, Path]:
 
 
 def page(results: Results, samples: Iterable[Sample] = ()) -> str:
-    """The HTML page as text."""
-    answers = browser(results, samples)
+    """The HTML page as text, with the first `MOST_SAMPLES` samples."""
+    some = list(itertools.islice(samples, MOST_SAMPLES + 1))
+    answers = browser(results, some[:MOST_SAMPLES])
+    if len(some) > MOST_SAMPLES:  # else a search that finds nothing would seem to be of all
+        answers = f"<p>{text(_CUT.format(MOST_SAMPLES, SAMPLES_FILE))}</p>{answers}"
     parts = [_header(results), section("Scores at a glance", _chart(results))]
     parts += [section(title, html_table(table)) for title, table in _tables(results)]
     omitted = left_out(results)

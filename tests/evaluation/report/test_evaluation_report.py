@@ -6,6 +6,7 @@ import stat
 
 import pytest
 
+from medcare_jax.evaluation.report import evaluation_report
 from medcare_jax.evaluation.report.evaluation_report import (
     markdown,
     page,
@@ -36,6 +37,18 @@ def test_both_files_are_written_with_the_answers(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "report.html", "report.md", "results.json", "samples.jsonl",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [2, 3])
+def test_a_page_says_if_it_has_not_all_answers(tmp_path, monkeypatch, most):
+    monkeypatch.setattr(evaluation_report, "MOST_SAMPLES", most)
+    write_results(tmp_path, RESULTS)
+    lines = (json.dumps(sample(number)) + "\n" for number in range(3))
+    (tmp_path / "samples.jsonl").write_text("".join(lines))
+    text = write_evaluation_report(tmp_path)[1].read_text()
+    assert ("Question 2?" in text) == (most == 3)
+    said = "Only the first 2 answers are here, in the order of the tasks; all stand in samples."
+    assert (said in text) == (most == 2)
 
 
 def test_a_page_with_answers_is_private_from_its_first_byte(tmp_path, monkeypatch):
