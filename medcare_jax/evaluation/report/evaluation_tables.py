@@ -16,7 +16,7 @@ from medcare_jax.evaluation.report.wording import (
     score_text,
 )
 from medcare_jax.evaluation.results import MetricScore, Results, TaskResult, headline
-from medcare_jax.evaluation.tasks import KNOWLEDGE, TASKS
+from medcare_jax.evaluation.tasks import GENERATE, KNOWLEDGE, TASKS
 
 EXAM_METRIC = "accuracy"
 CBLUE = "cblue"
@@ -47,9 +47,24 @@ def paper_table(results: Results) -> Table:
         if len(present) == len(COLUMNS)
         else Cell(NONE, f"{len(present)} of {len(COLUMNS)}")
     )
-    ours = Row(Cell(results["model"]["name"], "here"), [*cells, average], "ours")
+    ours = Row(Cell(results["model"]["name"], _how(results)), [*cells, average], "ours")
     note = f"Accuracy in per cent. Rows above ours: {SOURCE}. {INTERVALS}"
     return Table(["model", *COLUMNS.values(), AVERAGE], [*quoted, ours], note)
+
+
+def _how(results: Results) -> str:
+    """That our row was scored here, and in what it is not the paper's way."""
+    settings = results["settings"]
+    tasks = [task for name, task in results["tasks"].items() if name in COLUMNS]
+    others = dict.fromkeys(task["protocol"] for task in tasks if task["protocol"] != GENERATE)
+    said = ["here", *(f"by {protocol}" for protocol in others)]
+    if (rules := settings.get("rules", "reference")) != "reference":
+        said.append(f"{rules} rules")
+    if limit := settings.get("limit"):
+        said.append(f"up to {limit:,} items of each")
+    if most := settings.get("max_new_tokens"):
+        said.append(f"answers up to {most:,} tokens")
+    return ", ".join(said)
 
 
 def exam_table(results: Results, language: str) -> Table:

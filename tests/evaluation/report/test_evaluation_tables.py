@@ -27,6 +27,18 @@ def test_the_paper_comes_first_and_ours_has_an_average_if_it_is_whole():
     assert ours.cells[-1].text == f"{sum(shares) / 8:.2f}"
 
 
+def test_what_is_not_the_papers_way_stands_beside_our_row():
+    results = paper_results(["cmexam", "cmb"])
+    results["settings"] = {"rules": "reference", "limit": 0, "max_new_tokens": 0}
+    assert tables.paper_table(results).rows[-1].name.note == "here"
+    results["settings"] = {"rules": "strict", "limit": 50, "max_new_tokens": 64}
+    for task in results["tasks"].values():
+        task["protocol"] = "likelihood"
+    assert tables.paper_table(results).rows[-1].name.note == (
+        "here, by likelihood, strict rules, up to 50 items of each, answers up to 64 tokens"
+    )
+
+
 def test_an_average_of_some_is_none():
     ours = tables.paper_table(paper_results(["cmexam", "cmb"])).rows[-1]
     assert [cell.text for cell in ours.cells] == ["–", "–", "27.50", "25.00", *["–"] * 5]
