@@ -97,6 +97,7 @@ def judge_folder(
     is_whole = all(
         headline(task) is not None and not task["left_out"].get(LEFT_OUT)
         for task in results["tasks"].values()
+        if task["items"]  # no item that fits the context: there is nothing to wait for
     )
     results["status"] = "complete" if is_whole else "partial"
     write_results(folder, results)

@@ -78,6 +78,14 @@ def test_marks_at_one_end_leave_room_towards_the_other(folder, mark):
     assert (found["score"], found["low"], found["high"]) == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_task_whose_items_are_all_too_long_keeps_nobody_waiting(folder):
+    results = read_results(folder)
+    empty = task_result("CMB", items=0, right=None, left_out=3) | {"protocols": {}}
+    write_results(folder, {**results, "tasks": results["tasks"] | {"cmb": empty}})
+    with serve(always(GOOD)) as (_, url):
+        assert judge_folder(folder, endpoint(url))["status"] == "complete"
+
+
 def test_what_fails_is_partial_and_asked_for_again(folder):
     told = []
     with serve(by_answer({0: "no", 3: "no"})) as (stub, url):
