@@ -140,7 +140,7 @@ def read_adapters(
 def read_basis(workdir: pathlib.Path, stage: str) -> Tree | None:
     """The alignment's basis in the newest good checkpoint of a stage; None if there is none.
 
-    NumPy arrays, without the leaves of width 0.
+    NumPy arrays, without the leaves of width 0; of a stage without a constraint these are all.
     """
     try:
         return jax.device_get(_read(workdir, stage, None, _BASIS).trees.get(ALIGNMENT))
@@ -230,6 +230,8 @@ def _read_trees(folder: pathlib.Path, step: int, part: str) -> _Learned:
         for path, text in saved["leaves"].items()
         if path.startswith(part) and 0 not in _shape(text)[0]  # those are not stored
     }
+    if not wanted:  # which Orbax cannot be asked for
+        return _Learned(step, {}, saved["meta"])
     restore = ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
