@@ -148,6 +148,15 @@ def read_basis(workdir: pathlib.Path, stage: str) -> Tree | None:
         return None
 
 
+def read_facts(workdir: pathlib.Path, stage: str) -> Mapping[str, Any] | None:
+    """What the newest good checkpoint of a stage remembers of its run; None if there is none."""
+    try:
+        facts: Mapping[str, Any] = _saved(_find(workdir, stage, None))["meta"]
+    except CheckpointError:
+        return None
+    return facts
+
+
 def check_base(found: RunAdapters, digest: str) -> None:
     """Raises unless a base has the digest that the adapters were learned on.
 
@@ -191,7 +200,12 @@ def _steps(workdir: pathlib.Path, stage: str) -> list[int]:
 
 
 def _read(workdir: pathlib.Path, stage: str, step: int | None, part: str = _LEARNING) -> _Learned:
-    """The checkpoint of a step, or the newest that matches its manifest."""
+    """One part of the checkpoint of a step, or of the newest that matches its manifest."""
+    return _read_trees(_find(workdir, stage, step), part)
+
+
+def _find(workdir: pathlib.Path, stage: str, step: int | None) -> pathlib.Path:
+    """The folder of the checkpoint of a step, or of the newest that matches its manifest."""
     steps = _steps(workdir, stage)
     folder = workdir / stage / "checkpoints"
     if step is not None and step not in steps:
@@ -201,12 +215,18 @@ def _read(workdir: pathlib.Path, stage: str, step: int | None, part: str = _LEAR
     for each in steps if step is None else [step]:
         fault = find_fault(folder / str(each))
         if fault is None:
-            return _read_trees(folder / str(each), each, part)
+            return folder / str(each)
         faults.append(f"step {each}: {fault}")
         logging.getLogger(__name__).warning("checkpoint of %s is not used: %s", stage, faults[-1])
     raise CheckpointError(
         f"{folder} has no good checkpoint" + (": " + "; ".join(faults) if faults else "")
     )
+
+
+def _saved(folder: pathlib.Path) -> dict[str, Any]:
+    """What stands beside the state of a checkpoint: `meta` and the table of `leaves`."""
+    content: dict[str, Any] = json.loads((folder / "meta" / "metadata").read_text())
+    return content
 
 
 def _read_last_of_mka(workdir: pathlib.Path) -> _Learned:
@@ -221,9 +241,9 @@ def _read_last_of_mka(workdir: pathlib.Path) -> _Learned:
     return last
 
 
-def _read_trees(folder: pathlib.Path, step: int, part: str) -> _Learned:
+def _read_trees(folder: pathlib.Path, part: str) -> _Learned:
     """The trees of one part of the state, and the facts saved beside it."""
-    saved = json.loads((folder / "meta" / "metadata").read_text())
+    saved, step = _saved(folder), int(folder.name)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         path: jax.ShapeDtypeStruct(*_shape(text), sharding=device)
