@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from medcare_jax.checkpoints import CheckpointError, find_fault
+from medcare_jax.checkpoints import MANIFEST, CheckpointError, find_fault
 from medcare_jax.conversion import bases
 from medcare_jax.files import read_json
 from medcare_jax.models.aggregators import (
@@ -118,7 +118,7 @@ def read_adapters(
     if config is None:
         raise WorkdirError(f"{workdir} is not the folder of a run: it has no config.json")
     settings = make_settings(config)
-    stage = stage or next((name for name in reversed(STAGES) if _steps(workdir, name)), "mka")
+    stage = stage or next((name for name in reversed(STAGES) if _is_begun(workdir, name)), "mka")
     if stage not in STAGES:
         raise WorkdirError(f"stage {stage!r}; a run has {' and '.join(STAGES)}")
     learned = _read(workdir, stage, step)
@@ -190,6 +190,11 @@ def _check_settings(workdir: pathlib.Path, settings: Settings, facts: Mapping[st
     ]
     if changed:
         raise CheckpointError(f"{workdir}: config.json was changed: {'; '.join(changed)}")
+
+
+def _is_begun(workdir: pathlib.Path, stage: str) -> bool:
+    """Whether a stage has a checkpoint that was signed; its first may just be on its way."""
+    return any((workdir / stage / "checkpoints").glob(f"[0-9]*/{MANIFEST}"))
 
 
 def _steps(workdir: pathlib.Path, stage: str) -> list[int]:
