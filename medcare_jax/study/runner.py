@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from medcare_jax import distributed
+from medcare_jax.agreement import together
 from medcare_jax.distributed import StoppedEarly
 from medcare_jax.evaluation.tasks import ALIGNMENT as ALIGNMENT_KIND
 from medcare_jax.evaluation.tasks import KNOWLEDGE as KNOWLEDGE_KIND
@@ -67,6 +68,9 @@ class SeedRuns:
         """Opens the seed's run."""
         self.study, self.seed, self.folder, self.display = study, seed, folder, display
         display.headline(f"seed {seed}")
+        with together():  # once, not for each cell: the data that are drawn from may be large
+            if distributed.is_first():
+                self._make_tasks()
         settings = self._with_tasks(study.with_seed(study.cells[0], seed))
         mesh = make_mesh(settings.mesh)
         self.run = open_run(settings, folder, display, mesh)
@@ -151,20 +155,24 @@ class SeedRuns:
         text = json.dumps([*decided_by, self.seed], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
+    def _make_tasks(self) -> None:
+        """Writes the tasks that are made for the seed, if the study has any."""
+        facts, drawn = self.study.facts, self.study.drawn
+        if drawn is not None:
+            draw_tasks(self.folder / "data", drawn, seed=self.seed)
+        elif facts.facts:
+            write_fact_tasks(self.folder / "data", seed=self.seed, **dataclasses.asdict(facts))
+
     def _with_tasks(self, settings: Settings) -> Settings:
         """The settings with the files that are made for the seed, if the study has any."""
-        facts, drawn = self.study.facts, self.study.drawn
-        folder = self.folder / "data"
-        if drawn is not None:
-            paths = draw_tasks(folder, drawn, seed=self.seed)
-        elif facts.facts:
-            paths = write_fact_tasks(folder, seed=self.seed, **dataclasses.asdict(facts))
-        else:
+        if self.study.drawn is None and not self.study.facts.facts:
             return settings
+        folder = self.folder / "data"
+        first, second = (str(folder / f"{number}-stage" / "train.json") for number in (1, 2))
         return dataclasses.replace(
             settings,
-            mka=dataclasses.replace(settings.mka, files=(str(paths["1-stage/train"]),)),
-            da=dataclasses.replace(settings.da, files=(str(paths["2-stage/train"]),)),
+            mka=dataclasses.replace(settings.mka, files=(first,)),
+            da=dataclasses.replace(settings.da, files=(second,)),
             evaluation=dataclasses.replace(settings.evaluation, folder=str(folder / "test")),
         )
 
