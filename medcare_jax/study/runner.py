@@ -18,23 +18,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from medcare_jax import distributed
 from medcare_jax.agreement import together
 from medcare_jax.distributed import StoppedEarly
 from medcare_jax.evaluation.tasks import ALIGNMENT as ALIGNMENT_KIND
 from medcare_jax.evaluation.tasks import KNOWLEDGE as KNOWLEDGE_KIND
-from medcare_jax.files import read_json, write_json
+from medcare_jax.files import naming_full_disk, read_json, write_json
 from medcare_jax.models.aggregators import FFN_PROJECTIONS, KNOWLEDGE_COMPONENTS
 from medcare_jax.orthogonality import max_leak
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run.context import Run
-from medcare_jax.run.handover import covariance, hand_over
+from medcare_jax.run.handover import check_host, covariance, hand_over
 from medcare_jax.run.job import Job, open_run
 from medcare_jax.run.progress import Display
 from medcare_jax.run.workdir import hold
 from medcare_jax.settings import Settings
-from medcare_jax.sharding import make_mesh
+from medcare_jax.sharding import check_rows, make_mesh
 from medcare_jax.study import measures, report
 from medcare_jax.study.drawn import draw_tasks
 from medcare_jax.study.facts import write_fact_tasks
@@ -48,17 +49,28 @@ def run_study(study: Study, workdir: pathlib.Path, display: Display) -> None:
     Raises:
       WorkdirError, CheckpointError, StoppedEarly, ValueError, OSError: As `run/job.py`.
     """
-    with hold(workdir):
+    with together():
+        mesh = _checked_mesh(study)
+    with naming_full_disk(workdir), hold(workdir):
         # Cells differ in few programs, and seeds in none: each is compiled once for all of them.
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
         results: list[dict[str, Any]] = []
-        mesh = make_mesh(study.cells[0].settings.mesh)
         with jax.set_mesh(mesh):
             for seed in study.seeds:
                 results += SeedRuns(study, seed, workdir / f"seed-{seed}", display).all_cells()
                 if distributed.is_first():
                     report.write_study(workdir, study, results)
         display.line(f"report: {workdir / 'study.html'}")
+
+
+def _checked_mesh(study: Study) -> Mesh:
+    """The mesh of all cells; raises for what a cell would meet after hours, as the job does."""
+    settings = study.cells[0].settings  # cells share mesh and data
+    mesh = make_mesh(settings.mesh)
+    check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
+    for cell in study.cells:
+        check_host(cell.settings.constraint)
+    return mesh
 
 
 class SeedRuns:

@@ -1,15 +1,19 @@
-"""What a seed's runs begin with, without training any of them."""
+"""How a study and the runs of a seed begin, without training anything."""
 
+import errno
 import types
 
+import jax
 import pytest
 
 from configs import ablation_tiny
 from medcare_jax import distributed
 from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE
+from medcare_jax.files import DiskFullError
 from medcare_jax.run.progress import Display
+from medcare_jax.sharding import ShardingError
 from medcare_jax.study import runner
-from medcare_jax.study.runner import SeedRuns
+from medcare_jax.study.runner import SeedRuns, run_study
 from medcare_jax.study.settings import make_study
 
 
@@ -57,3 +61,33 @@ def test_of_several_processes_one_makes_them(made, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_first", lambda: False)
     runs_in(tmp_path)
     assert made == []
+
+
+def test_what_a_cell_would_meet_after_mka_is_refused_before(made, tmp_path, monkeypatch):
+    """Its sixth cell needs the host's CPU, and all need rows that the devices can share."""
+
+    def none(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    config = ablation_tiny.get_config()
+    config.run.data.rows = 9
+    display = Display(is_shown=False)
+    with pytest.raises(ShardingError, match=r"data\.rows = 9 cannot be cut"):
+        run_study(make_study(config), tmp_path / "rows", display)
+    monkeypatch.setattr(jax, "local_devices", none)
+    with pytest.raises(ValueError, match="add cpu to it, such as JAX_PLATFORMS=tpu,cpu"):
+        run_study(make_study(ablation_tiny.get_config()), tmp_path / "host", display)
+    assert made == list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runner, "SeedRuns", full)
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        with pytest.raises(DiskFullError, match=f"the disk of {tmp_path} is full"):
+            run_study(make_study(ablation_tiny.get_config()), tmp_path, Display(is_shown=False))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
