@@ -115,7 +115,7 @@ class SeedRuns:
             "mka": mka["after"],
             **(_one_lora if cell.method == ONE_LORA else _aligned)(run, cell, mka),
         }
-        if cell.name == self.study.baseline:
+        if cell.name == self.study.baseline and cell.has_free_alignment:
             found["geometry"] = _geometry(run, mka, found["trees"])
         found.pop("trees")
         if distributed.is_first():

@@ -80,6 +80,25 @@ def test_what_a_cell_would_meet_after_mka_is_refused_before(made, tmp_path, monk
     assert made == list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("baseline", "has_angles"), [("none", True), ("projection span", False), ("one LoRA", False)]
+)
+def test_natural_angles_are_those_of_a_free_alignment(
+    made, tmp_path, monkeypatch, baseline, has_angles
+):
+    """One LoRA has no alignment at all, and that of a projected cell is not free."""
+    monkeypatch.setattr(SeedRuns, "_run_of", lambda *_: types.SimpleNamespace(workdir=tmp_path))
+    monkeypatch.setattr(SeedRuns, "_mka", lambda *_: {"after": {}})
+    for part in ("_aligned", "_one_lora"):
+        monkeypatch.setattr(runner, part, lambda *_: {"trees": {}, "after": {}})
+    monkeypatch.setattr(runner, "_geometry", lambda *_: {"angles": {}})
+    config = ablation_tiny.get_config()
+    config.baseline = baseline
+    runs = SeedRuns(make_study(config), 0, tmp_path, Display(is_shown=False))
+    (cell,) = (cell for cell in runs.study.cells if cell.name == baseline)
+    assert ("geometry" in runs._result(cell)) == has_angles
+
+
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
