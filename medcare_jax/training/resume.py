@@ -28,6 +28,7 @@ RESUME_TABLE: tuple[tuple[str, Change, str], ...] = (
     ("stage.steps", Change.REFUSED, "the learning rate follows the number of steps"),
     ("stage.max_skipped", Change.ALLOWED, "it decides when to stop, not what is learned"),
     ("stage.*", Change.WARNED, "the optimiser goes on with the new value"),
+    ("mesh.replicated_budget_mib", Change.ALLOWED, "it decides when to stop, not what is cut"),
     ("mesh.*", Change.WARNED, "sums are taken in another order: equal to rounding, not to the bit"),
     ("compute.*", Change.WARNED, "equal to rounding, not to the bit"),
     ("data.accumulation", Change.WARNED, "equal to rounding, and other dropout masks"),
