@@ -65,6 +65,8 @@ def make_plan(settings: Settings, stage: str, topology: Topology) -> dict[str, A
             peak = memory.exhausted_bytes(str(error))
             if peak is None:
                 raise
+            # Its figure is rounded, and may come out as the limit that it is above.
+            peak = max(peak, topology.chip.hbm + 1)
             return result | _fit(settings, memory.with_peak(needs, peak), topology, place)
     peak = compiled.memory_analysis().peak_memory_in_bytes
     result |= _fit(settings, memory.with_peak(needs, peak), topology, place)

@@ -16,6 +16,7 @@ the last one stopped:
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,13 @@ from medcare_jax.run.data import check_files, open_data, total_steps
 from medcare_jax.run.facts import run_facts
 from medcare_jax.run.handover import check_host, hand_over
 from medcare_jax.run.progress import Display
+from medcare_jax.run.restore import read_facts
 from medcare_jax.run.workdir import hold
 from medcare_jax.settings import ConstraintSettings, Settings, StageSettings
 from medcare_jax.sharding import check_replicated, check_rows, make_mesh, tree_shardings
 from medcare_jax.training.loop import StageRun, run_stage
 from medcare_jax.training.optimizer import make_optimizer, make_schedule
+from medcare_jax.training.resume import refuse_changes
 from medcare_jax.training.stages import (
     MKA,
     Handover,
@@ -107,16 +110,13 @@ class Job:
         trees = {BASE: self.run.base.params}
         # What each state of the model is made of; its base is never read back for a digest.
         weights = f"{self.run.base.digest} {self.run.settings.base.dtype}"
-        # Until there is a checkpoint, what an earlier start was told counts for nothing.
-        if not any(self.run.workdir.glob("*/checkpoints/*")):
-            self._write_records()
+        self._check_resume()
+        self._write_records()
         self.score(BASE_STAGE, NO_ADAPTERS, trees, weights)
         trees[KNOWLEDGE] = self.train_mka().learning[KNOWLEDGE]
-        self._write_records()
         weights += f" {digest(trees[KNOWLEDGE])}"
         self.score(MKA.name, KNOWLEDGE_COMPONENTS, trees, weights)
         trees = self.train_da(trees)
-        self._write_records()
         weights += f" {digest({name: tree for name, tree in trees.items() if name != BASE})}"
         self.score(self.da.name, self.da.components, trees, weights)
         self.run.display.headline("export and report")
@@ -164,11 +164,37 @@ class Job:
             self.run.display.headline(f"evaluation: {name}")
             outputs.score(self.run, name, components, trees, weights=weights)
 
+    def _check_resume(self) -> None:
+        """Refuses what a stage would refuse when it begins, before anything is scored or written.
+
+        Raises:
+          CheckpointError: A fact of a stage's newest checkpoint changed that must not.
+        """
+        with together():
+            for stage in (MKA, self.da) if distributed.is_first() else ():
+                saved = read_facts(self.run.workdir, stage.name)
+                if saved is not None:
+                    constraint = None if stage is MKA else self.run.settings.constraint
+                    refuse_changes(saved, self._facts(stage, constraint))
+
     def _write_records(self) -> None:
-        """What was asked for and found; after a stage anew, for what may change on resume."""
+        """What was asked for and found; of a run that goes on, with what may change on resume."""
         if distributed.is_first():
             write_json(self.run.workdir / "config.json", dataclasses.asdict(self.run.settings))
             write_json(self.run.workdir / "data_report.json", self.run.data.report)
+
+    def _facts(self, stage: Stage, constraint: ConstraintSettings | None) -> dict[str, Any]:
+        """What the checkpoints of a stage remember of this run."""
+        recipe = getattr(self.run.settings, stage.name)
+        batches = getattr(self.run.data, stage.name)
+        return run_facts(
+            self.run.settings,
+            recipe,
+            constraint,
+            base_digest=self.run.base.digest,
+            fingerprint=batches.fingerprint,
+            steps=total_steps(recipe, batches),
+        )
 
     def key(self, stage: Stage) -> jax.Array:
         """The root of a stage's randomness."""
@@ -205,14 +231,7 @@ class Job:
             keep=s.checkpoint.keep,
             grace_seconds=s.checkpoint.grace_seconds,
             max_skipped=recipe.max_skipped,
-            meta=run_facts(
-                s,
-                recipe,
-                constraint,
-                base_digest=self.run.base.digest,
-                fingerprint=batches.fingerprint,
-                steps=total,
-            ),
+            meta=self._facts(stage, constraint),
         )
         state = make_state(learning, optimizer, self.key(stage), basis)
         check_replicated(self.run.mesh, (frozen, state), budget_mib=s.mesh.replicated_budget_mib)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from medcare_jax.checkpoints import CheckpointError, find_fault
+from medcare_jax.checkpoints import MANIFEST, CheckpointError, find_fault
 from medcare_jax.conversion import bases
 from medcare_jax.files import read_json
 from medcare_jax.models.aggregators import (
@@ -118,7 +118,7 @@ def read_adapters(
     if config is None:
         raise WorkdirError(f"{workdir} is not the folder of a run: it has no config.json")
     settings = make_settings(config)
-    stage = stage or next((name for name in reversed(STAGES) if _steps(workdir, name)), "mka")
+    stage = stage or next((name for name in reversed(STAGES) if _is_begun(workdir, name)), "mka")
     if stage not in STAGES:
         raise WorkdirError(f"stage {stage!r}; a run has {' and '.join(STAGES)}")
     learned = _read(workdir, stage, step)
@@ -140,12 +140,21 @@ def read_adapters(
 def read_basis(workdir: pathlib.Path, stage: str) -> Tree | None:
     """The alignment's basis in the newest good checkpoint of a stage; None if there is none.
 
-    NumPy arrays, without the leaves of width 0.
+    NumPy arrays, without the leaves of width 0; of a stage without a constraint these are all.
     """
     try:
         return jax.device_get(_read(workdir, stage, None, _BASIS).trees.get(ALIGNMENT))
     except CheckpointError:
         return None
+
+
+def read_facts(workdir: pathlib.Path, stage: str) -> Mapping[str, Any] | None:
+    """What the newest good checkpoint of a stage remembers of its run; None if there is none."""
+    try:
+        facts: Mapping[str, Any] = _saved(_find(workdir, stage, None))["meta"]
+    except CheckpointError:
+        return None
+    return facts
 
 
 def check_base(found: RunAdapters, digest: str) -> None:
@@ -183,6 +192,11 @@ def _check_settings(workdir: pathlib.Path, settings: Settings, facts: Mapping[st
         raise CheckpointError(f"{workdir}: config.json was changed: {'; '.join(changed)}")
 
 
+def _is_begun(workdir: pathlib.Path, stage: str) -> bool:
+    """Whether a stage has a checkpoint that was signed; its first may just be on its way."""
+    return any((workdir / stage / "checkpoints").glob(f"[0-9]*/{MANIFEST}"))
+
+
 def _steps(workdir: pathlib.Path, stage: str) -> list[int]:
     """Steps of a stage's checkpoints, newest first."""
     folder = workdir / stage / "checkpoints"
@@ -191,7 +205,12 @@ def _steps(workdir: pathlib.Path, stage: str) -> list[int]:
 
 
 def _read(workdir: pathlib.Path, stage: str, step: int | None, part: str = _LEARNING) -> _Learned:
-    """The checkpoint of a step, or the newest that matches its manifest."""
+    """One part of the checkpoint of a step, or of the newest that matches its manifest."""
+    return _read_trees(_find(workdir, stage, step), part)
+
+
+def _find(workdir: pathlib.Path, stage: str, step: int | None) -> pathlib.Path:
+    """The folder of the checkpoint of a step, or of the newest that matches its manifest."""
     steps = _steps(workdir, stage)
     folder = workdir / stage / "checkpoints"
     if step is not None and step not in steps:
@@ -201,12 +220,18 @@ def _read(workdir: pathlib.Path, stage: str, step: int | None, part: str = _LEAR
     for each in steps if step is None else [step]:
         fault = find_fault(folder / str(each))
         if fault is None:
-            return _read_trees(folder / str(each), each, part)
+            return folder / str(each)
         faults.append(f"step {each}: {fault}")
         logging.getLogger(__name__).warning("checkpoint of %s is not used: %s", stage, faults[-1])
     raise CheckpointError(
         f"{folder} has no good checkpoint" + (": " + "; ".join(faults) if faults else "")
     )
+
+
+def _saved(folder: pathlib.Path) -> dict[str, Any]:
+    """What stands beside the state of a checkpoint: `meta` and the table of `leaves`."""
+    content: dict[str, Any] = json.loads((folder / "meta" / "metadata").read_text())
+    return content
 
 
 def _read_last_of_mka(workdir: pathlib.Path) -> _Learned:
@@ -221,15 +246,17 @@ def _read_last_of_mka(workdir: pathlib.Path) -> _Learned:
     return last
 
 
-def _read_trees(folder: pathlib.Path, step: int, part: str) -> _Learned:
+def _read_trees(folder: pathlib.Path, part: str) -> _Learned:
     """The trees of one part of the state, and the facts saved beside it."""
-    saved = json.loads((folder / "meta" / "metadata").read_text())
+    saved, step = _saved(folder), int(folder.name)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         path: jax.ShapeDtypeStruct(*_shape(text), sharding=device)
         for path, text in saved["leaves"].items()
         if path.startswith(part) and 0 not in _shape(text)[0]  # those are not stored
     }
+    if not wanted:  # which Orbax cannot be asked for
+        return _Learned(step, {}, saved["meta"])
     restore = ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),

@@ -18,22 +18,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from medcare_jax import distributed
+from medcare_jax.agreement import together
 from medcare_jax.distributed import StoppedEarly
 from medcare_jax.evaluation.tasks import ALIGNMENT as ALIGNMENT_KIND
 from medcare_jax.evaluation.tasks import KNOWLEDGE as KNOWLEDGE_KIND
-from medcare_jax.files import read_json, write_json
+from medcare_jax.files import naming_full_disk, read_json, write_json
 from medcare_jax.models.aggregators import FFN_PROJECTIONS, KNOWLEDGE_COMPONENTS
 from medcare_jax.orthogonality import max_leak
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run.context import Run
-from medcare_jax.run.handover import covariance, hand_over
+from medcare_jax.run.handover import check_host, covariance, hand_over
 from medcare_jax.run.job import Job, open_run
 from medcare_jax.run.progress import Display
 from medcare_jax.run.workdir import hold
 from medcare_jax.settings import Settings
-from medcare_jax.sharding import make_mesh
+from medcare_jax.sharding import check_rows, make_mesh
 from medcare_jax.study import measures, report
 from medcare_jax.study.drawn import draw_tasks
 from medcare_jax.study.facts import write_fact_tasks
@@ -47,17 +49,28 @@ def run_study(study: Study, workdir: pathlib.Path, display: Display) -> None:
     Raises:
       WorkdirError, CheckpointError, StoppedEarly, ValueError, OSError: As `run/job.py`.
     """
-    with hold(workdir):
+    with together():
+        mesh = _checked_mesh(study)
+    with naming_full_disk(workdir), hold(workdir):
         # Cells differ in few programs, and seeds in none: each is compiled once for all of them.
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
         results: list[dict[str, Any]] = []
-        mesh = make_mesh(study.cells[0].settings.mesh)
         with jax.set_mesh(mesh):
             for seed in study.seeds:
                 results += SeedRuns(study, seed, workdir / f"seed-{seed}", display).all_cells()
                 if distributed.is_first():
                     report.write_study(workdir, study, results)
         display.line(f"report: {workdir / 'study.html'}")
+
+
+def _checked_mesh(study: Study) -> Mesh:
+    """The mesh of all cells; raises for what a cell would meet after hours, as the job does."""
+    settings = study.cells[0].settings  # cells share mesh and data
+    mesh = make_mesh(settings.mesh)
+    check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
+    for cell in study.cells:
+        check_host(cell.settings.constraint)
+    return mesh
 
 
 class SeedRuns:
@@ -67,6 +80,9 @@ class SeedRuns:
         """Opens the seed's run."""
         self.study, self.seed, self.folder, self.display = study, seed, folder, display
         display.headline(f"seed {seed}")
+        with together():  # once, not for each cell: the data that are drawn from may be large
+            if distributed.is_first():
+                self._make_tasks()
         settings = self._with_tasks(study.with_seed(study.cells[0], seed))
         mesh = make_mesh(settings.mesh)
         self.run = open_run(settings, folder, display, mesh)
@@ -99,7 +115,7 @@ class SeedRuns:
             "mka": mka["after"],
             **(_one_lora if cell.method == ONE_LORA else _aligned)(run, cell, mka),
         }
-        if cell.name == self.study.baseline:
+        if cell.name == self.study.baseline and cell.has_free_alignment:
             found["geometry"] = _geometry(run, mka, found["trees"])
         found.pop("trees")
         if distributed.is_first():
@@ -151,20 +167,24 @@ class SeedRuns:
         text = json.dumps([*decided_by, self.seed], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
+    def _make_tasks(self) -> None:
+        """Writes the tasks that are made for the seed, if the study has any."""
+        facts, drawn = self.study.facts, self.study.drawn
+        if drawn is not None:
+            draw_tasks(self.folder / "data", drawn, seed=self.seed)
+        elif facts.facts:
+            write_fact_tasks(self.folder / "data", seed=self.seed, **dataclasses.asdict(facts))
+
     def _with_tasks(self, settings: Settings) -> Settings:
         """The settings with the files that are made for the seed, if the study has any."""
-        facts, drawn = self.study.facts, self.study.drawn
-        folder = self.folder / "data"
-        if drawn is not None:
-            paths = draw_tasks(folder, drawn, seed=self.seed)
-        elif facts.facts:
-            paths = write_fact_tasks(folder, seed=self.seed, **dataclasses.asdict(facts))
-        else:
+        if self.study.drawn is None and not self.study.facts.facts:
             return settings
+        folder = self.folder / "data"
+        first, second = (str(folder / f"{number}-stage" / "train.json") for number in (1, 2))
         return dataclasses.replace(
             settings,
-            mka=dataclasses.replace(settings.mka, files=(str(paths["1-stage/train"]),)),
-            da=dataclasses.replace(settings.da, files=(str(paths["2-stage/train"]),)),
+            mka=dataclasses.replace(settings.mka, files=(first,)),
+            da=dataclasses.replace(settings.da, files=(second,)),
             evaluation=dataclasses.replace(settings.evaluation, folder=str(folder / "test")),
         )
 

@@ -36,6 +36,11 @@ class Cell:
     method: str
     settings: Settings
 
+    @property
+    def has_free_alignment(self) -> bool:
+        """Whether an alignment learns, and nothing keeps it off anything."""
+        return self.method != ONE_LORA and self.settings.constraint.kind == "none"
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:

@@ -28,6 +28,7 @@ RESUME_TABLE: tuple[tuple[str, Change, str], ...] = (
     ("stage.steps", Change.REFUSED, "the learning rate follows the number of steps"),
     ("stage.max_skipped", Change.ALLOWED, "it decides when to stop, not what is learned"),
     ("stage.*", Change.WARNED, "the optimiser goes on with the new value"),
+    ("mesh.replicated_budget_mib", Change.ALLOWED, "it decides when to stop, not what is cut"),
     ("mesh.*", Change.WARNED, "sums are taken in another order: equal to rounding, not to the bit"),
     ("compute.*", Change.WARNED, "equal to rounding, not to the bit"),
     ("data.accumulation", Change.WARNED, "equal to rounding, and other dropout masks"),
@@ -45,29 +46,39 @@ def check_resume(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
       One warning for each fact whose change is warned of; they are logged too.
 
     Raises:
+      CheckpointError: As `refuse_changes`.
+    """
+    refuse_changes(saved, current)
+    warned = _changed(saved, current, Change.WARNED)
+    for row in warned:
+        logging.getLogger(__name__).warning("changed since the checkpoint: %s", row)
+    return warned
+
+
+def refuse_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raises if a run with these facts cannot go on from a checkpoint with those; warns of nothing.
+
+    Raises:
       CheckpointError: A fact changed that must not; all of them are listed.
     """
-    changed = [
-        name
-        for name in sorted(saved.keys() | current.keys())
-        if saved.get(name) != current.get(name)
-    ]
-    refused, warned = [], []
-    for name in changed:
-        change, why = _rule(name)
-        row = f"{name}: {saved.get(name)!r} -> {current.get(name)!r} ({why})"
-        if change is Change.REFUSED:
-            refused.append(row)
-        elif change is Change.WARNED:
-            warned.append(row)
+    refused = _changed(saved, current, Change.REFUSED)
     if refused:
         raise CheckpointError(
             "this workdir holds a run with other settings; put them back, or use a new workdir:\n  "
             + "\n  ".join(refused)
         )
-    for row in warned:
-        logging.getLogger(__name__).warning("changed since the checkpoint: %s", row)
-    return warned
+
+
+def _changed(saved: Mapping[str, Any], current: Mapping[str, Any], wanted: Change) -> list[str]:
+    """A row for each fact that changed and whose change is of the wanted kind."""
+    rows = []
+    for name in sorted(saved.keys() | current.keys()):
+        if saved.get(name) == current.get(name):
+            continue
+        change, why = _rule(name)
+        if change is wanted:
+            rows.append(f"{name}: {saved.get(name)!r} -> {current.get(name)!r} ({why})")
+    return rows
 
 
 def _rule(name: str) -> tuple[Change, str]:

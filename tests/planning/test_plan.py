@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from medcare_jax.planning import memory, screen
 from medcare_jax.planning.bases import base_shape
-from medcare_jax.planning.plan import _fit
+from medcare_jax.planning.plan import _fit, make_plan
 from medcare_jax.planning.topologies import parse
 from medcare_jax.planning.worker import PlanError, plan_in_subprocess
 from tests.planning.runs import settings
@@ -26,6 +27,23 @@ def test_what_does_not_fit_says_which_kind_and_three_remedies():
         "--config.compute.loss_chunk",
     ]
     assert plan["hbm_free"] == parse("v5e:2x2").chip.hbm - 20 * memory.GIB
+
+
+def test_what_the_compiler_refuses_by_less_than_its_figure_shows_does_not_fit(monkeypatch):
+    class Refused:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("Used 15.75G of 15.75G hbm. Exceeded by 1.2M.")
+
+    needs = memory.Memory(2**30, 2**28, 2**28, 2**20, None, None)
+    module = "medcare_jax.planning.plan"
+    monkeypatch.setattr(f"{module}.compile_devices", lambda _: jax.devices()[:4])
+    monkeypatch.setattr(f"{module}.version", lambda name: "1")
+    monkeypatch.setattr(f"{module}.program.build", lambda *_: Refused())
+    monkeypatch.setattr(f"{module}.memory.arguments", lambda _: needs)
+    plan = make_plan(settings(), "mka", parse("v5e:2x2"))
+    assert plan["fits"] is False
+    assert "does not fit" in screen.summary(plan)
+    assert "DOES NOT FIT" in screen.render(plan)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,15 @@ def test_the_basis_of_a_checkpoint_is_not_looked_for_again(trees, tmp_path):
     assert digest(again.alignment) == digest(start.alignment)
 
 
+def test_a_checkpoint_without_a_basis_is_one_to_look_for(trees, tmp_path):
+    """DA without a constraint saved it, and is gone on from with one: resume has to say that."""
+    state = {"learning": {ALIGNMENT: jnp.ones(3)}, "basis": {ALIGNMENT: jnp.zeros((3, 0))}}
+    with Checkpoints(tmp_path / "da" / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(3, state, {"seed": 0})
+    _, taken = handed_over(trees, tmp_path, basis="activation", activation_batches=3)
+    assert taken >= 3
+
+
 def test_a_host_without_jax_cpu_backend_is_told_before_training(monkeypatch):
     def none(backend):
         raise RuntimeError(f"Unknown backend {backend}")

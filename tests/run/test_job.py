@@ -1,19 +1,24 @@
 """Parts of the job that can be had without a run; the whole is in test_end_to_end.py."""
 
 import dataclasses
+import json
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import tiny
+from medcare_jax.checkpoints import CheckpointError
+from medcare_jax.files import write_json
 from medcare_jax.orthogonality import extend_basis, project_tree
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE
-from medcare_jax.run.job import ConstraintError, check_penalty
+from medcare_jax.run.job import ConstraintError, Job, check_penalty
 from medcare_jax.run.outputs import constraint_warnings
 from medcare_jax.settings import ConstraintSettings, make_settings
 from medcare_jax.training.stages import protected_basis
 from medcare_jax.training.step import penalty_of
+from tests.run.workdirs import DA_STEPS, MKA_STEPS, make_workdir, write_base
 
 TINY = make_settings(tiny.get_config())
 
@@ -97,3 +102,70 @@ def test_a_penalty_all_of_whose_slope_is_projected_away_is_said(changes, is_said
     constraint = ConstraintSettings(**{"kind": "projection+penalty"} | changes)
     found = constraint_warnings(dataclasses.replace(TINY, constraint=constraint))
     assert ("the penalty does nothing" in " ".join(found)) == is_said
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    place = tmp_path_factory.mktemp("made")
+    return make_workdir(place / "workdir", write_base(place / "base"))
+
+
+class Began(Exception):
+    """The job was let through and does its first part."""
+
+
+def begin(made, monkeypatch, **changes):
+    """Begins the job of a made workdir with changed sections; what it scores raises."""
+
+    def score(self, *_):
+        raise Began
+
+    monkeypatch.setattr(Job, "score", score)
+    sections = {
+        name: dataclasses.replace(getattr(made.settings, name), **values)
+        for name, values in changes.items()
+    }
+    steps = {"mka": MKA_STEPS[-1], "da": DA_STEPS[-1]}
+    batches = {
+        name: types.SimpleNamespace(num_batches=count, fingerprint="")
+        for name, count in steps.items()
+    }
+    run = types.SimpleNamespace(
+        settings=dataclasses.replace(made.settings, **sections),
+        workdir=made.workdir,
+        base=made.base,
+        data=types.SimpleNamespace(**batches, report={}),
+    )
+    Job(run).run_all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"constraint": {"kind": "none"}}, {"base": {"dtype": "bfloat16"}}, {"da": {"max_steps": 1}}],
+)
+def test_what_a_stage_refuses_is_refused_before_anything_is_scored_or_written(
+    made, monkeypatch, changes
+):
+    before = (made.workdir / "config.json").read_bytes()
+    ((section, values),) = changes.items()
+    name = "stage.steps" if section == "da" else f"{section}.{next(iter(values))}"
+    with pytest.raises(CheckpointError, match=f"{name}: .* -> "):
+        begin(made, monkeypatch, **changes)
+    assert (made.workdir / "config.json").read_bytes() == before
+
+
+def test_the_record_follows_a_command_that_is_let_through(made, monkeypatch):
+    with pytest.raises(Began):
+        begin(made, monkeypatch, evaluation={"limit": 7}, data={"accumulation": 2})
+    said = json.loads((made.workdir / "config.json").read_text())
+    assert (said["evaluation"]["limit"], said["data"]["accumulation"]) == (7, 2)
+
+
+def test_a_checkpoint_that_was_never_signed_decides_nothing(made, monkeypatch, tmp_path):
+    """The first save was killed: the next start may say other settings, and they are written."""
+    (tmp_path / "mka/checkpoints/rejected/2").mkdir(parents=True)
+    (tmp_path / "mka/checkpoints/2").mkdir()
+    write_json(tmp_path / "config.json", {})
+    with pytest.raises(Began):
+        begin(made._replace(workdir=tmp_path), monkeypatch, adapters={"alpha": 9.0})
+    assert json.loads((tmp_path / "config.json").read_text())["adapters"]["alpha"] == 9.0

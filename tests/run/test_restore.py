@@ -79,6 +79,14 @@ def test_the_latest_stage_and_its_components(copy):
     assert (found.stage, found.step, found.components) == ("mka", 3, MKA_COMPONENTS)
 
 
+def test_a_first_save_that_is_under_way_is_not_the_latest_yet(copy):
+    """Another process may be training: Orbax has committed the folder, and it is signed next."""
+    shutil.rmtree(copy / "da/checkpoints/1")
+    (copy / "da/checkpoints/4/manifest.json").unlink()
+    found = read_adapters(copy, stage=None)
+    assert (found.stage, found.step) == ("mka", 3)
+
+
 def test_a_damaged_checkpoint_is_passed_over_but_not_if_it_was_asked_for(copy, caplog):
     victim = next((copy / "da/checkpoints/4/state").rglob("d/*"))
     victim.write_bytes(bytes(len(victim.read_bytes())))

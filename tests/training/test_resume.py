@@ -23,6 +23,7 @@ EXPECTED = {
     "stage.steps": "refused",
     "stage.max_skipped": "allowed",
     "stage.learning_rate": "warned",
+    "mesh.replicated_budget_mib": "allowed",
     "mesh.fsdp": "warned",
     "compute.dtype": "warned",
     "data.accumulation": "warned",
