@@ -38,7 +38,7 @@ _BATCH = flags.DEFINE_integer("batch", 16, "Prompts at once.", 1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", 0, "Longest written answer; 0: each task's own.", 0
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the bootstrap.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the bootstrap.", 0)
 _NO_SAMPLES = flags.DEFINE_bool("no_samples", False, "Write no prompts and no answers.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace results of another evaluation, or answers of --prompts."

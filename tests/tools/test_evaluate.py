@@ -86,3 +86,9 @@ def test_flags_that_would_do_nothing_are_refused(tmp_path, flags, named):
     done = evaluate(f"--output={tmp_path / 'a'}", *flags)
     assert done.returncode != 0
     assert f"{named}: without meaning beside" in done.stdout + done.stderr
+
+
+def test_a_seed_that_no_bootstrap_takes_is_refused_before_anything_is_read(tmp_path):
+    done = evaluate("--model=/nowhere", "--data=d", f"--output={tmp_path / 'a'}", "--seed=-1")
+    assert done.returncode != 0
+    assert "--seed=-1" in done.stdout + done.stderr
