@@ -51,7 +51,9 @@ _JUDGE_URL = flags.DEFINE_string(
 )
 _JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "The judge, as its endpoint names it.")
 _JUDGE_TASKS = flags.DEFINE_list(
-    "judge_tasks", [], "Tasks to be marked; unset: those that only a judge can score."
+    "judge_tasks",
+    [],
+    "Names as --tasks takes them, to be marked; unset: the tasks that only a judge can score.",
 )
 _JUDGE_ONLY = flags.DEFINE_bool("judge_only", False, "Mark the answers in --output, no more.")
 _JUDGE_WORKERS = flags.DEFINE_integer("judge_workers", 4, "Requests at once.", 1)
@@ -99,11 +101,11 @@ def main() -> None:
         raise app.UsageError(f"--protocols: {', '.join(unknown)}; known: {', '.join(PROTOCOLS)}")
     _refuse_unused()
     if _PREDICTIONS.value:
-        _score_file(display)
+        _score_file(display, marking)
     elif _PROMPTS.value:
         _answer_prompts(display)
     else:
-        _score_model(display)
+        _score_model(display, marking)
     if marking is not None:
         _mark(marking, display)
 
@@ -125,13 +127,14 @@ def _marking():
         return None
     from medcare_jax.evaluation.judging.endpoint import Endpoint
     from medcare_jax.evaluation.judging.judge import Budget
+    from medcare_jax.evaluation.tasks import task_name
     from medcare_jax.run.marking import Marking
 
     if not _OUTPUT.value:
         raise app.UsageError("A judge needs --output=DIR, where the answers lie.")
     return Marking(
         endpoint=Endpoint(_JUDGE_URL.value, _JUDGE_MODEL.value, timeout=_JUDGE_TIMEOUT.value),
-        tasks=tuple(_JUDGE_TASKS.value),
+        tasks=tuple(dict.fromkeys(map(task_name, _JUDGE_TASKS.value))),
         budget=Budget(
             prompt_price=_JUDGE_PROMPT_PRICE.value,
             completion_price=_JUDGE_COMPLETION_PRICE.value,
@@ -160,7 +163,7 @@ def _compare(display) -> None:
         display.line(f"comparison: {path}")
 
 
-def _score_file(display) -> None:
+def _score_file(display, marking) -> None:
     """The answers of a file."""
     from medcare_jax.run.evaluation import run_predictions
 
@@ -176,6 +179,7 @@ def _score_file(display) -> None:
         seed=_SEED.value,
         write_samples=not _NO_SAMPLES.value,
         overwrite=_OVERWRITE.value,
+        marking=marking,
     )
 
 
@@ -207,7 +211,7 @@ def _answer_prompts(display) -> None:
     run_prompts(_asked(), source, target, generation, display, overwrite=overwrite)
 
 
-def _score_model(display) -> None:
+def _score_model(display, marking) -> None:
     """A model's answers."""
     from medcare_jax.evaluation.evaluator import Options
     from medcare_jax.evaluation.tasks import PROTOCOLS
@@ -232,6 +236,7 @@ def _score_model(display) -> None:
         options=options,
         write_samples=not _NO_SAMPLES.value,
         overwrite=_OVERWRITE.value,
+        marking=marking,
     )
     run_evaluation(asked, display)
 

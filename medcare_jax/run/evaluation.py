@@ -24,8 +24,9 @@ from medcare_jax.evaluation.results import (
 )
 from medcare_jax.evaluation.scoring import Rules
 from medcare_jax.evaluation.summaries import score_lines
-from medcare_jax.evaluation.tasks import load_tasks, task_name
+from medcare_jax.evaluation.tasks import GENERATE, load_tasks, task_name
 from medcare_jax.run.facts import versions
+from medcare_jax.run.marking import Marking, check_tasks
 from medcare_jax.run.progress import Display
 from medcare_jax.run.prompts import Generation, answer_file
 from medcare_jax.run.subjects import Asked, open_subject
@@ -48,6 +49,7 @@ class Evaluation:
       options: How to ask and score.
       write_samples: Whether prompts and answers are written.
       overwrite: Whether results of another evaluation may be replaced.
+      marking: Who will mark the answers; what there is to mark is looked at first.
     """
 
     model: Asked
@@ -57,6 +59,7 @@ class Evaluation:
     options: Options
     write_samples: bool = True
     overwrite: bool = False
+    marking: Marking | None = None
 
 
 def run_evaluation(asked: Evaluation, display: Display) -> Results:
@@ -67,6 +70,8 @@ def run_evaluation(asked: Evaluation, display: Display) -> Results:
     """
     names = () if asked.tasks == (ALL,) else asked.tasks
     tasks = load_tasks(asked.data, names, limit=asked.options.limit)
+    if asked.marking is not None:
+        check_tasks(asked.marking, [task.name for task in tasks], asked.options.protocols)
     counts = ", ".join(f"{task.name} {len(task.items)}" for task in tasks)
     display.line(f"items: {counts}")
     with hold(asked.output):
@@ -145,6 +150,7 @@ def run_predictions(
     seed: int = 0,
     write_samples: bool = True,
     overwrite: bool = False,
+    marking: Marking | None = None,
 ) -> Results:
     """Scores answers that are in a file.
 
@@ -158,8 +164,12 @@ def run_predictions(
       seed: Of the bootstrap.
       write_samples: Whether prompts and answers are written.
       overwrite: Whether results of another evaluation may be replaced.
+      marking: Who will mark the answers; whether there is anything to mark is looked at first.
     """
-    scored = score_predictions(path, task_name(task), rules, data=data, seed=seed)
+    name = task_name(task)
+    if marking is not None:
+        check_tasks(marking, [name], (GENERATE,))
+    scored = score_predictions(path, name, rules, data=data, seed=seed)
     if output is not None:
         with hold(output):
             if not overwrite:

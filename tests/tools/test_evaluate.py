@@ -33,6 +33,7 @@ def test_answers_on_disk_are_marked(folder):  # noqa: F811
     with serve(always()) as (stub, url):
         done = evaluate(
             f"--output={folder}", "--judge_only", f"--judge_url={url}", "--judge_model=m",
+            "--judge_tasks=CCTE",
             "--model=/nowhere", "--data=/nowhere",
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -53,6 +54,15 @@ def test_a_judge_without_an_address_is_refused(tmp_path):
     done = evaluate("--judge_model=m", f"--output={tmp_path}")
     assert done.returncode != 0
     assert "nothing was sent" in done.stdout + done.stderr
+
+
+def test_a_judge_of_a_task_that_is_none_is_refused_before_anything_is_read(tmp_path):
+    done = evaluate(
+        "--model=/nowhere", "--data=/nowhere", f"--output={tmp_path / 'a'}", "--judge_tasks=MeQSun",
+        "--judge_url=http://127.0.0.1:9/v1", "--judge_model=m",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "unknown task 'MeQSun'; the nearest are meqsum" in done.stdout + done.stderr
 
 
 def test_prompts_are_refused_a_judge_before_a_model_is_opened(tmp_path):
