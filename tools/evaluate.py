@@ -66,13 +66,20 @@ _JUDGE_COMPLETION_PRICE = flags.DEFINE_float(
 )
 _JUDGE_MAX_MONEY = flags.DEFINE_float("judge_max_money", 0.0, "Spend no more; 0: no limit.", 0.0)
 _JUDGE_MAX_TOKENS = flags.DEFINE_integer("judge_max_tokens", 0, "The same in tokens.", 0)
+_OF_A_MODEL = (
+    "base", "batch", "dtype", "keep", "limit", "max_new_tokens", "protocols", "stage", "step",
+)  # fmt: skip
+_OF_SCORES = ("data", "model", "no_samples", "overwrite", "rules", "seed", "tasks")
+_OF_A_JUDGE = (
+    "judge_completion_price", "judge_max_money", "judge_max_tokens", "judge_model", "judge_only",
+    "judge_prompt_price", "judge_tasks", "judge_timeout", "judge_url", "judge_workers",
+)  # fmt: skip
 _UNUSED = {
-    "predictions": (
-        "base", "batch", "dtype", "keep", "limit", "max_new_tokens", "prompts", "protocols",
-        "stage", "step",
-    ),
+    "compare": (*_OF_A_MODEL, *_OF_SCORES, *_OF_A_JUDGE, "predictions", "prompts"),
+    "judge_only": (*_OF_A_MODEL, *_OF_SCORES, "predictions", "prompts"),
+    "predictions": (*_OF_A_MODEL, "prompts"),
     "prompts": ("data", "limit", "no_samples", "protocols", "rules", "tasks"),
-}  # fmt: skip
+}
 """By what is asked for, the flags that mean nothing there."""
 
 
@@ -82,6 +89,7 @@ def main() -> None:
     from medcare_jax.run.progress import Display
 
     display = Display()
+    _refuse_unused()
     marking = _marking()  # before hours of work, so that a wrong address costs none of them
     if _PROMPTS.value and marking is not None:
         raise app.UsageError("--prompts scores nothing, so no judge can mark it; give --data=DIR.")
@@ -99,7 +107,6 @@ def main() -> None:
         raise app.UsageError("Give --model=PATH or --predictions=FILE.")
     if unknown := set(_PROTOCOLS.value) - set(PROTOCOLS):
         raise app.UsageError(f"--protocols: {', '.join(unknown)}; known: {', '.join(PROTOCOLS)}")
-    _refuse_unused()
     if _PREDICTIONS.value:
         _score_file(display, marking)
     elif _PROMPTS.value:

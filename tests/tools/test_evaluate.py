@@ -34,7 +34,6 @@ def test_answers_on_disk_are_marked(folder):  # noqa: F811
         done = evaluate(
             f"--output={folder}", "--judge_only", f"--judge_url={url}", "--judge_model=m",
             "--judge_tasks=CCTE",
-            "--model=/nowhere", "--data=/nowhere",
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert stub.keys == [f"Bearer {KEY}"] * 6
@@ -90,6 +89,10 @@ def test_answers_that_are_not_kept_are_refused_a_judge_before_a_model_is_opened(
         (["--predictions=p", "--tasks=cmb", "--prompts=p"], "--prompts"),
         (["--prompts=p", "--model=m", "--data=d", "--no_samples", "--tasks=all"],
          "--data, --no_samples, --tasks"),
+        (["--compare=a,b", "--model=m", "--tasks=cmb", "--judge_url=http://127.0.0.1:9/v1"],
+         "--model, --tasks, --judge_url"),
+        (["--judge_only", "--model=m", "--predictions=p", "--tasks=cmb"],
+         "--model, --tasks, --predictions"),
     ],
 )  # fmt: skip
 def test_flags_that_would_do_nothing_are_refused(tmp_path, flags, named):
