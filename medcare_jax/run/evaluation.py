@@ -119,8 +119,12 @@ def run_prompts(
     """Answers a file of prompts, without scores; see `run/prompts.py`.
 
     Raises:
-      WorkdirError: The target is there, and may not be replaced.
+      WorkdirError: The target is there and may not be replaced, or can never be.
     """
+    if target.is_dir():
+        raise WorkdirError(f"{target} is a folder; --output of --prompts is a file, name one in it")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise WorkdirError(f"{target} holds the prompts, which answers would replace; name another")
     if target.exists() and not overwrite:
         raise WorkdirError(f"{target} is there; name another --output, or give --overwrite")
     mesh = make_mesh(MeshSettings())

@@ -182,3 +182,12 @@ def test_a_judge_with_nothing_to_mark_is_refused_before_the_work(
                 output=tmp_path / "a", marking=marking,
             )  # fmt: skip
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("other", ["folder", "prompts.jsonl", "folder/../prompts.jsonl"])
+def test_neither_prompts_nor_a_folder_are_replaced_by_answers(prompts, tmp_path, other):
+    (tmp_path / "folder").mkdir()
+    before = prompts.read_bytes()
+    with pytest.raises(WorkdirError, match="name one in it|name another"):
+        answer("/nowhere", prompts, tmp_path / other, overwrite=True)
+    assert prompts.read_bytes() == before
