@@ -135,7 +135,9 @@ def run_prompts(
         counts = answer_file(
             source,
             target,
-            *subject,
+            subject.decoder,
+            subject.params,
+            subject.tokenizer,
             model=name,
             generation=generation,
             on_done=lambda done, total: open_bar(total).update(done, {}),
