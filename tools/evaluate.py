@@ -38,7 +38,7 @@ _BATCH = flags.DEFINE_integer("batch", 16, "Prompts at once.", 1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", 0, "Longest written answer; 0: each task's own.", 0
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the bootstrap.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the bootstrap.", 0)
 _NO_SAMPLES = flags.DEFINE_bool("no_samples", False, "Write no prompts and no answers.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace results of another evaluation, or answers of --prompts."
@@ -51,7 +51,9 @@ _JUDGE_URL = flags.DEFINE_string(
 )
 _JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "The judge, as its endpoint names it.")
 _JUDGE_TASKS = flags.DEFINE_list(
-    "judge_tasks", [], "Tasks to be marked; unset: those that only a judge can score."
+    "judge_tasks",
+    [],
+    "Names as --tasks takes them, to be marked; unset: the tasks that only a judge can score.",
 )
 _JUDGE_ONLY = flags.DEFINE_bool("judge_only", False, "Mark the answers in --output, no more.")
 _JUDGE_WORKERS = flags.DEFINE_integer("judge_workers", 4, "Requests at once.", 1)
@@ -64,13 +66,20 @@ _JUDGE_COMPLETION_PRICE = flags.DEFINE_float(
 )
 _JUDGE_MAX_MONEY = flags.DEFINE_float("judge_max_money", 0.0, "Spend no more; 0: no limit.", 0.0)
 _JUDGE_MAX_TOKENS = flags.DEFINE_integer("judge_max_tokens", 0, "The same in tokens.", 0)
+_OF_A_MODEL = (
+    "base", "batch", "dtype", "keep", "limit", "max_new_tokens", "protocols", "stage", "step",
+)  # fmt: skip
+_OF_SCORES = ("data", "model", "no_samples", "overwrite", "rules", "seed", "tasks")
+_OF_A_JUDGE = (
+    "judge_completion_price", "judge_max_money", "judge_max_tokens", "judge_model", "judge_only",
+    "judge_prompt_price", "judge_tasks", "judge_timeout", "judge_url", "judge_workers",
+)  # fmt: skip
 _UNUSED = {
-    "predictions": (
-        "base", "batch", "dtype", "keep", "limit", "max_new_tokens", "prompts", "protocols",
-        "stage", "step",
-    ),
+    "compare": (*_OF_A_MODEL, *_OF_SCORES, *_OF_A_JUDGE, "predictions", "prompts"),
+    "judge_only": (*_OF_A_MODEL, *_OF_SCORES, "predictions", "prompts"),
+    "predictions": (*_OF_A_MODEL, "prompts"),
     "prompts": ("data", "limit", "no_samples", "protocols", "rules", "tasks"),
-}  # fmt: skip
+}
 """By what is asked for, the flags that mean nothing there."""
 
 
@@ -80,6 +89,7 @@ def main() -> None:
     from medcare_jax.run.progress import Display
 
     display = Display()
+    _refuse_unused()
     marking = _marking()  # before hours of work, so that a wrong address costs none of them
     if _PROMPTS.value and marking is not None:
         raise app.UsageError("--prompts scores nothing, so no judge can mark it; give --data=DIR.")
@@ -97,13 +107,12 @@ def main() -> None:
         raise app.UsageError("Give --model=PATH or --predictions=FILE.")
     if unknown := set(_PROTOCOLS.value) - set(PROTOCOLS):
         raise app.UsageError(f"--protocols: {', '.join(unknown)}; known: {', '.join(PROTOCOLS)}")
-    _refuse_unused()
     if _PREDICTIONS.value:
-        _score_file(display)
+        _score_file(display, marking)
     elif _PROMPTS.value:
         _answer_prompts(display)
     else:
-        _score_model(display)
+        _score_model(display, marking)
     if marking is not None:
         _mark(marking, display)
 
@@ -125,13 +134,14 @@ def _marking():
         return None
     from medcare_jax.evaluation.judging.endpoint import Endpoint
     from medcare_jax.evaluation.judging.judge import Budget
+    from medcare_jax.evaluation.tasks import task_name
     from medcare_jax.run.marking import Marking
 
     if not _OUTPUT.value:
         raise app.UsageError("A judge needs --output=DIR, where the answers lie.")
     return Marking(
         endpoint=Endpoint(_JUDGE_URL.value, _JUDGE_MODEL.value, timeout=_JUDGE_TIMEOUT.value),
-        tasks=tuple(_JUDGE_TASKS.value),
+        tasks=tuple(dict.fromkeys(map(task_name, _JUDGE_TASKS.value))),
         budget=Budget(
             prompt_price=_JUDGE_PROMPT_PRICE.value,
             completion_price=_JUDGE_COMPLETION_PRICE.value,
@@ -160,7 +170,7 @@ def _compare(display) -> None:
         display.line(f"comparison: {path}")
 
 
-def _score_file(display) -> None:
+def _score_file(display, marking) -> None:
     """The answers of a file."""
     from medcare_jax.run.evaluation import run_predictions
 
@@ -176,6 +186,7 @@ def _score_file(display) -> None:
         seed=_SEED.value,
         write_samples=not _NO_SAMPLES.value,
         overwrite=_OVERWRITE.value,
+        marking=marking,
     )
 
 
@@ -207,7 +218,7 @@ def _answer_prompts(display) -> None:
     run_prompts(_asked(), source, target, generation, display, overwrite=overwrite)
 
 
-def _score_model(display) -> None:
+def _score_model(display, marking) -> None:
     """A model's answers."""
     from medcare_jax.evaluation.evaluator import Options
     from medcare_jax.evaluation.tasks import PROTOCOLS
@@ -232,6 +243,7 @@ def _score_model(display) -> None:
         options=options,
         write_samples=not _NO_SAMPLES.value,
         overwrite=_OVERWRITE.value,
+        marking=marking,
     )
     run_evaluation(asked, display)
 

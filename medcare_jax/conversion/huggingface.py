@@ -132,12 +132,17 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
 
 
 def load_generation_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The base's generation settings: its `generation_config.json`, or the token ids it names."""
+    """The base's generation settings: its `generation_config.json`, and token ids of its config.
+
+    The config's ids count where that file is missing or names none.
+    """
     path = pathlib.Path(path)
-    if not _is_gguf(path) and (path / "generation_config.json").exists():
-        return read_object(path / "generation_config.json")
     config = gguf.read_config(path) if _is_gguf(path) else read_object(path / "config.json")
-    return {name: config[name] for name in _TOKEN_IDS if config.get(name) is not None}
+    known = {name: config[name] for name in _TOKEN_IDS if config.get(name) is not None}
+    if _is_gguf(path) or not (path / "generation_config.json").exists():
+        return known
+    found = read_object(path / "generation_config.json")
+    return found | {name: known[name] for name in known if found.get(name) is None}
 
 
 def save_huggingface(

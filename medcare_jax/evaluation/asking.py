@@ -23,11 +23,20 @@ _ROOM = 16  # tokens kept free behind a written answer for the announcement of a
 
 
 class Subject(NamedTuple):
-    """What is scored."""
+    """What is scored.
+
+    Attributes:
+      decoder: the model.
+      params: its parameters.
+      tokenizer: its own.
+      end_ids: tokens that end an answer by the base's generation settings; for the harness, whose
+        own model heeds them.
+    """
 
     decoder: Decoder
     params: Params
     tokenizer: PreTrainedTokenizerFast
+    end_ids: tuple[int, ...] = ()
 
 
 class Answer(NamedTuple):

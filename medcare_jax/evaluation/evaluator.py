@@ -31,7 +31,7 @@ from medcare_jax.evaluation.results import (
 )
 from medcare_jax.evaluation.scoring import Rules
 from medcare_jax.evaluation.summaries import Graded, summarise
-from medcare_jax.evaluation.tasks import Protocol, Task
+from medcare_jax.evaluation.tasks import Protocol, Task, protocols_of
 
 _BATCHES_PER_CHUNK = 4
 TOO_LONG = "longer than the context"
@@ -171,22 +171,18 @@ def _answer(
 
 def num_answers(tasks: Sequence[Task], protocols: Sequence[Protocol]) -> int:
     """How many answers `evaluate` will report, if all items fit the context."""
-    return sum(len(task.items) * len(_protocols(task, protocols)) for task in tasks)
-
-
-def _protocols(task: Task, asked: Sequence[Protocol]) -> tuple[Protocol, ...]:
-    """The ways in which a task is asked."""
-    known = task.spec.protocols
-    return tuple(protocol for protocol in asked if protocol in known) or known[:1]
+    return sum(len(task.items) * len(protocols_of(task.spec, protocols)) for task in tasks)
 
 
 def _is_whole(results: Results, tasks: Sequence[Task], options: Options) -> bool:
     """Whether every task was asked in every way; a judge's marks may be missing."""
-    entries = [(task, results["tasks"].get(task.name)) for task in tasks]
+    entries = [
+        (protocols_of(task.spec, options.protocols), results["tasks"].get(task.name))
+        for task in tasks
+    ]
     return all(
-        entry is not None
-        and (not entry["items"] or {*_protocols(task, options.protocols)} <= {*entry["protocols"]})
-        for task, entry in entries
+        entry is not None and (not entry["items"] or {*asked} <= {*entry["protocols"]})
+        for asked, entry in entries
     )
 
 
@@ -204,7 +200,7 @@ class _Work:
         """Encodes the prompts and decides which fit; the longest go first."""
         self.subject, self.task, self.options = subject, task, options
         spec = task.spec
-        self.protocols = _protocols(task, options.protocols)
+        self.protocols = protocols_of(task.spec, options.protocols)
         self.max_new_tokens = options.max_new_tokens or spec.max_new_tokens
         context = subject.decoder.settings.max_position_embeddings
         self.questions = {i: question(subject, spec, item) for i, item in enumerate(task.items)}

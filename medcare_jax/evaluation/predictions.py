@@ -181,7 +181,8 @@ def _id(line: _Line, default: str) -> str:
 def _with_gold(spec: TaskSpec, line: _Line) -> Item:
     """The item that a line describes, with the gold that it carries."""
     names = ["answer", "answer_idx"] if spec.family == "exam" else ["answer"]
-    if spec.rule.startswith("mmedbench"):
+    is_one_text = spec.rule.startswith("mmedbench")  # its rules look for the gold as it is
+    if is_one_text:
         names.reverse()
     info = line.info or {}
     golds = [info[name] for name in names if info.get(name) is not None]
@@ -193,7 +194,7 @@ def _with_gold(spec: TaskSpec, line: _Line) -> Item:
         is_gold, expected = _ALONE[spec.family]
         for gold in golds:  # `answer` of an exam may be the option's text
             if is_gold(item, gold):
-                return item._replace(gold=gold)
+                return item._replace(gold="".join(gold) if is_one_text else gold)
         raise RecordError(line.location, f"{line.field}.{names[0]}", f"expected {expected}")
     record = Record(item.id, (*item.turns, Turn("gpt", "")), info, line.location)
     try:

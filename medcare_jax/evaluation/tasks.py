@@ -114,6 +114,11 @@ SUFFIXES = {
 """What the reference appends to an exam's question, by language."""
 
 
+def protocols_of(spec: TaskSpec, asked: Sequence[Protocol]) -> tuple[Protocol, ...]:
+    """The ways in which a task is asked; one that knows none of them, in its first way."""
+    return tuple(protocol for protocol in asked if protocol in spec.protocols) or spec.protocols[:1]
+
+
 class Task(NamedTuple):
     """A named set of items.
 

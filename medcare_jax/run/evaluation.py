@@ -24,8 +24,9 @@ from medcare_jax.evaluation.results import (
 )
 from medcare_jax.evaluation.scoring import Rules
 from medcare_jax.evaluation.summaries import score_lines
-from medcare_jax.evaluation.tasks import load_tasks, task_name
+from medcare_jax.evaluation.tasks import GENERATE, load_tasks, task_name
 from medcare_jax.run.facts import versions
+from medcare_jax.run.marking import Marking, check_tasks
 from medcare_jax.run.progress import Display
 from medcare_jax.run.prompts import Generation, answer_file
 from medcare_jax.run.subjects import Asked, open_subject
@@ -48,6 +49,7 @@ class Evaluation:
       options: How to ask and score.
       write_samples: Whether prompts and answers are written.
       overwrite: Whether results of another evaluation may be replaced.
+      marking: Who will mark the answers; what there is to mark is looked at first.
     """
 
     model: Asked
@@ -57,6 +59,7 @@ class Evaluation:
     options: Options
     write_samples: bool = True
     overwrite: bool = False
+    marking: Marking | None = None
 
 
 def run_evaluation(asked: Evaluation, display: Display) -> Results:
@@ -67,6 +70,8 @@ def run_evaluation(asked: Evaluation, display: Display) -> Results:
     """
     names = () if asked.tasks == (ALL,) else asked.tasks
     tasks = load_tasks(asked.data, names, limit=asked.options.limit)
+    if asked.marking is not None:
+        check_tasks(asked.marking, [task.name for task in tasks], asked.options.protocols)
     counts = ", ".join(f"{task.name} {len(task.items)}" for task in tasks)
     display.line(f"items: {counts}")
     with hold(asked.output):
@@ -114,8 +119,12 @@ def run_prompts(
     """Answers a file of prompts, without scores; see `run/prompts.py`.
 
     Raises:
-      WorkdirError: The target is there, and may not be replaced.
+      WorkdirError: The target is there and may not be replaced, or can never be.
     """
+    if target.is_dir():
+        raise WorkdirError(f"{target} is a folder; --output of --prompts is a file, name one in it")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise WorkdirError(f"{target} holds the prompts, which answers would replace; name another")
     if target.exists() and not overwrite:
         raise WorkdirError(f"{target} is there; name another --output, or give --overwrite")
     mesh = make_mesh(MeshSettings())
@@ -126,7 +135,9 @@ def run_prompts(
         counts = answer_file(
             source,
             target,
-            *subject,
+            subject.decoder,
+            subject.params,
+            subject.tokenizer,
             model=name,
             generation=generation,
             on_done=lambda done, total: open_bar(total).update(done, {}),
@@ -145,6 +156,7 @@ def run_predictions(
     seed: int = 0,
     write_samples: bool = True,
     overwrite: bool = False,
+    marking: Marking | None = None,
 ) -> Results:
     """Scores answers that are in a file.
 
@@ -158,8 +170,12 @@ def run_predictions(
       seed: Of the bootstrap.
       write_samples: Whether prompts and answers are written.
       overwrite: Whether results of another evaluation may be replaced.
+      marking: Who will mark the answers; whether there is anything to mark is looked at first.
     """
-    scored = score_predictions(path, task_name(task), rules, data=data, seed=seed)
+    name = task_name(task)
+    if marking is not None:
+        check_tasks(marking, [name], (GENERATE,))
+    scored = score_predictions(path, name, rules, data=data, seed=seed)
     if output is not None:
         with hold(output):
             if not overwrite:

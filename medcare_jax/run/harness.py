@@ -9,8 +9,6 @@ import jax
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 
-from medcare_jax.conversion import hub
-from medcare_jax.conversion.huggingface import load_generation_config
 from medcare_jax.evaluation.harness import DecoderLM
 from medcare_jax.run.subjects import Asked, open_subject
 from medcare_jax.settings import MeshSettings
@@ -65,15 +63,14 @@ class OpenedLM(DecoderLM):
         )
         self._mesh = make_mesh(MeshSettings())
         with jax.set_mesh(self._mesh):
-            subject, model = open_subject(asked, self._mesh)
-        is_whole = model["kind"] in ("huggingface", "gguf")
+            subject, _ = open_subject(asked, self._mesh)
         super().__init__(
             subject.decoder,
             subject.params,
             subject.tokenizer,
             batch_size=int(batch_size) if str(batch_size).isdigit() else _ROWS,
             max_length=max_length,
-            end_ids=_end_ids(str(pretrained)) if is_whole else (),
+            end_ids=subject.end_ids,
         )
 
     def loglikelihood(
@@ -107,9 +104,3 @@ def _check_names(others: Iterable[str]) -> None:
             raise ValueError(
                 f"--model_args: medcare_jax knows no {name}; it knows {', '.join(known)}{hint}"
             )
-
-
-def _end_ids(path: str) -> list[int]:
-    """The end tokens of a model's own generation settings, as `transformers` takes them."""
-    found = load_generation_config(hub.locate(path)).get("eos_token_id")
-    return list(found) if isinstance(found, list) else [] if found is None else [int(found)]

@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from medcare_jax.evaluation.judging.endpoint import Endpoint
-from medcare_jax.evaluation.judging.folder import chosen_tasks, judge_folder
+from medcare_jax.evaluation.judging.folder import chosen_tasks, judge_folder, tasks_to_judge
 from medcare_jax.evaluation.judging.judge import Budget
 from medcare_jax.evaluation.report.evaluation_report import write_evaluation_report
 from medcare_jax.evaluation.results import Results, read_results
+from medcare_jax.evaluation.tasks import GENERATE, TASKS, Protocol, protocols_of
 from medcare_jax.run.progress import Display
 from medcare_jax.run.workdir import hold
 
@@ -18,7 +20,7 @@ class Marking:
 
     Attributes:
       endpoint: Where the answers go.
-      tasks: Names; none: every task that only a judge can score.
+      tasks: Keys of `TASKS`; none: every task that only a judge can score.
       budget: Prices and limits.
       workers: Requests at once.
     """
@@ -27,6 +29,16 @@ class Marking:
     tasks: tuple[str, ...] = ()
     budget: Budget = Budget()
     workers: int = 4
+
+
+def check_tasks(asked: Marking, tasks: Sequence[str], protocols: Sequence[Protocol]) -> None:
+    """Refuses a judge, before hours of work, who would find nothing to mark in these tasks.
+
+    Raises:
+      ValueError: A task that is not among them or not written, or none to be judged.
+    """
+    written = [name for name in tasks if GENERATE in protocols_of(TASKS[name], protocols)]
+    chosen_tasks({name: TASKS[name].metric for name in tasks}, written, asked.tasks)
 
 
 def mark_answers(folder: pathlib.Path, asked: Marking, display: Display) -> Results:
@@ -49,7 +61,7 @@ def _marked(folder: pathlib.Path, asked: Marking, display: Display) -> Results:
     known = read_results(folder)
     total = 0
     if known is not None:
-        names = chosen_tasks(known, asked.tasks)
+        names = tasks_to_judge(known, asked.tasks)
         total = sum(known["tasks"][name]["items"] for name in names)
     done = 0
     with display.bar("marks", total) as bar:

@@ -246,7 +246,11 @@ class _Part:
                 f"{self._path} is being written by another process; wait for it, or choose "
                 "another output"
             ) from None
-        self._read(key)
+        try:
+            self._read(key)
+        except PromptsError:
+            self.close()
+            raise
 
     def _read(self, key: str) -> None:
         """Finds the finished lines; cuts off a last one that was being written."""
@@ -254,20 +258,28 @@ class _Part:
         for row, line in enumerate(self._file):  # bytes: text may hold more kinds of line ends
             if not line.endswith(b"\n"):
                 break  # the line that was being written when the process ended
-            content = json.loads(line)
-            if row == 0 and content != {"key": key}:
-                self.close()
-                raise PromptsError(
-                    f"{self._path} is of another source, model or settings; delete it, or choose "
-                    "another output"
-                )
-            if row:
-                self.lines[content["number"]] = content["line"]
+            try:
+                self._take(row, json.loads(line), key)
+            except PromptsError:
+                raise
+            except (ValueError, KeyError, TypeError):
+                remedy = "line away and its prompt is answered again" if row else "file away"
+                raise PromptsError(f"{self._path}:{row + 1}: damaged; take the {remedy}") from None
             whole += len(line)
         self._file.seek(whole)
         self._file.truncate()
         if not whole:
             self._write({"key": key})
+
+    def _take(self, row: int, content: Any, key: str) -> None:
+        """A line that was written: the first says of which request all are."""
+        if row:
+            self.lines[content["number"]] = content["line"]
+        elif content != {"key": key}:
+            raise PromptsError(
+                f"{self._path} is of another source, model or settings; delete it, or choose "
+                "another output"
+            )
 
     def add(self, number: int, line: dict[str, Any]) -> None:
         """Adds a finished line; once this returns, a killed process has not lost it."""

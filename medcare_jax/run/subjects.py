@@ -196,9 +196,14 @@ def _subject(
         ffn=tuple(name for name, parts in found.items() if KNOWLEDGE in parts),
     )
     compute = ComputeSettings(dtype=asked.dtype, adapter_dtype=asked.dtype, remat="none")
-    return Subject(
-        Decoder(base.settings, adapters, components, compute), merge(trees), base.tokenizer
-    )
+    decoder = Decoder(base.settings, adapters, components, compute)
+    return Subject(decoder, merge(trees), base.tokenizer, _end_ids(base.generation_config))
+
+
+def _end_ids(generation_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The end tokens of generation settings: one, several or none."""
+    found = generation_config.get("eos_token_id")
+    return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
 
 
 def _facts(name: str, kind: str, weights: str, subject: Subject) -> Model:

@@ -198,6 +198,22 @@ def test_generation_ids_of_a_folder_without_the_file(
     assert load_generation_config(tmp_path) == {"eos_token_id": [3, 4]}
 
 
+@pytest.mark.parametrize("own", [{}, {"eos_token_id": None}, {"bos_token_id": 7}])
+def test_generation_ids_that_the_file_leaves_to_the_config_reach_an_export(
+    make_folder: MakeFolder, tmp_path: pathlib.Path, own: dict[str, int | None]
+) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    make_folder(base, TINY["qwen2"])
+    config = json.loads((base / "config.json").read_text()) | {"eos_token_id": 3, "bos_token_id": 5}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.7, **own}))
+    found = load_generation_config(base)
+    assert found == {"temperature": 0.7, "bos_token_id": 5, **own, "eos_token_id": 3}
+    save_huggingface(out, *load_base(base), generation_config=found)
+    written = json.loads((out / "config.json").read_text())
+    assert (written["eos_token_id"], written["bos_token_id"]) == (3, found["bos_token_id"])
+
+
 def test_a_tokenizer_larger_than_the_embedding(
     make_folder: MakeFolder, tmp_path: pathlib.Path
 ) -> None:

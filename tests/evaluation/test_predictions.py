@@ -171,3 +171,14 @@ def test_right_answers_to_gold_in_the_line(tmp_path, task, text, info):
     path = answers(tmp_path / "infer.jsonl", text, **info)
     results = score_predictions(path, task, "strict").results
     assert headline(results["tasks"][task])["outcomes"] == [1]
+
+
+@pytest.mark.parametrize("gold", [["B"], "B"])
+def test_gold_that_is_a_list_can_be_met_by_every_reference_rule(tmp_path, gold):
+    for task, text in (("medqa", "The answer is B."), ("cmb", "答案为B")):
+        path = answers(tmp_path / "infer.jsonl", text, answer=gold)
+        results = score_predictions(path, task, "reference").results
+        assert headline(results["tasks"][task])["outcomes"] == [1]
+    path = answers(tmp_path / "infer.jsonl", "The answer is B.", answer_idx=gold)
+    results = score_predictions(path, "mmedbench_en", "reference").results
+    assert headline(results["tasks"]["mmedbench_en"])["outcomes"] == [1]

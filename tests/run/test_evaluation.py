@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from medcare_jax.evaluation.evaluator import Options, unanswered
+from medcare_jax.evaluation.judging.endpoint import Endpoint
 from medcare_jax.evaluation.results import read_results, read_samples, write_results
 from medcare_jax.evaluation.tasks import load_tasks
 from medcare_jax.run import evaluation
@@ -17,6 +18,7 @@ from medcare_jax.run.evaluation import (
     run_prompts,
 )
 from medcare_jax.run.facts import versions
+from medcare_jax.run.marking import Marking
 from medcare_jax.run.progress import Display
 from medcare_jax.run.prompts import Generation, PromptsError
 from medcare_jax.run.subjects import Asked
@@ -154,3 +156,38 @@ def test_results_of_another_evaluation_are_kept(data, tmp_path, monkeypatch, dig
     with pytest.raises(WorkdirError, match=rf"\({said}\).*--overwrite"):
         run_evaluation(asked, Display(is_shown=False))
     assert known.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("judged", "protocols", "said"),
+    [
+        (("meqsum",), ("generate",), "no task meqsum in the results; there are medqa"),
+        (("medqa",), ("likelihood",), "no written answers to medqa"),
+        ((), ("generate",), "no task is scored by a judge; name some of medqa"),
+    ],
+)
+def test_a_judge_with_nothing_to_mark_is_refused_before_the_work(
+    answers, data, tmp_path, judged, protocols, said
+):
+    marking = Marking(Endpoint("http://127.0.0.1:9/v1", "m", key=""), judged)
+    asked = Evaluation(
+        Asked("/nowhere"), data, ("all",), tmp_path / "a", Options(protocols), marking=marking
+    )
+    with pytest.raises(ValueError, match=said):
+        run_evaluation(asked, Display(is_shown=False))
+    if protocols == ("generate",):
+        with pytest.raises(ValueError, match=said):
+            run_predictions(
+                answers, "MedQA", "strict", Display(is_shown=False), data=data,
+                output=tmp_path / "a", marking=marking,
+            )  # fmt: skip
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("other", ["folder", "prompts.jsonl", "folder/../prompts.jsonl"])
+def test_neither_prompts_nor_a_folder_are_replaced_by_answers(prompts, tmp_path, other):
+    (tmp_path / "folder").mkdir()
+    before = prompts.read_bytes()
+    with pytest.raises(WorkdirError, match="name one in it|name another"):
+        answer("/nowhere", prompts, tmp_path / other, overwrite=True)
+    assert prompts.read_bytes() == before

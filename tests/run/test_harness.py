@@ -10,6 +10,7 @@ from medcare_jax.models.aggregators import NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
 from tests.evaluation.test_harness import Request
 from tests.helpers import FLOAT32, TINY, TINY_ADAPTERS, random_params
+from tests.run.workdirs import make_workdir, write_base
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
@@ -37,6 +38,7 @@ def test_arguments_open_the_model_on_all_devices(tmp_path):
         {"batch_size": "8", "device": None, "max_batch_size": None},
     )
     assert (model.max_length, model.batch_size) == (32, 8)
+    assert {257, 258} <= set(model._sampler.end_ids)
     requests = [Request("Question 1: which"), Request("Question 2: where")]
     for request, text in zip(requests, (" nerve", " not"), strict=True):
         request.args = (request.args[0], text)
@@ -46,6 +48,16 @@ def test_arguments_open_the_model_on_all_devices(tmp_path):
     ):
         assert first == pytest.approx(second, abs=1e-4)
         assert greedy == also
+
+
+def test_a_run_ends_answers_as_its_base_does(tmp_path):
+    from medcare_jax.run.harness import OpenedLM
+
+    base = write_base(tmp_path / "base")
+    (base / "generation_config.json").write_text('{"eos_token_id": [9, 7]}')
+    made = make_workdir(tmp_path / "run", base)
+    model = OpenedLM.create_from_arg_string(f"pretrained={made.workdir},stage=mka")
+    assert {9, 7} <= set(model._sampler.end_ids)
 
 
 def test_a_misspelt_argument_is_refused_before_anything_is_opened():

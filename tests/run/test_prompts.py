@@ -104,6 +104,20 @@ def test_a_half_done_output_of_another_request_is_refused(opened, source, tmp_pa
         answer(opened, source, target, model="another")
 
 
+@pytest.mark.parametrize("damage", ['{"numb', "[1]", '{"number": 1}', "\xff"])
+def test_a_damaged_line_is_named(tmp_path, damage):
+    target, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    lines = ['{"key": "k"}', damage, '{"number": 2, "line": {"id": "c"}}']
+    part.write_bytes("".join(f"{line}\n" for line in lines).encode("latin-1"))
+    before = part.read_bytes()
+    with pytest.raises(PromptsError, match=r"out\.jsonl\.part:2: damaged; take the line away"):
+        prompts_module._Part(target, "k")
+    assert part.read_bytes() == before
+    part.write_text(f"{lines[0]}\n{lines[2]}\n")
+    with contextlib.closing(prompts_module._Part(target, "k")) as opened:
+        assert opened.lines == {2: {"id": "c"}}
+
+
 def test_two_do_not_write_one_file(tmp_path):
     with contextlib.closing(prompts_module._Part(tmp_path / "out.jsonl", "k")):
         with pytest.raises(PromptsError, match="written by another process; wait for it"):

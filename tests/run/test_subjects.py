@@ -105,6 +105,22 @@ def test_another_scale_is_another_model(mesh, made, base, tmp_path):
     assert other["digest"] != model["digest"]
 
 
+def test_runs_and_adapters_end_answers_as_their_base_does(mesh, made, base, tmp_path):
+    other, run = shutil.copytree(base, tmp_path / "base"), tmp_path / "run"
+    (other / "generation_config.json").write_text('{"eos_token_id": [9, 7]}')
+    config = json.loads((shutil.copytree(made.workdir, run) / "config.json").read_text())
+    config["base"]["path"] = str(other)
+    (run / "config.json").write_text(json.dumps(config))
+    source = open_run_source(run, "da", 4).keep(None, is_mixture_possible=False)
+    export_peft(source, tmp_path / "adapter")
+    found = [
+        opened(mesh, other)[0],
+        opened(mesh, run)[0],
+        opened(mesh, tmp_path / "adapter", base=str(other))[0],
+    ]
+    assert [subject.end_ids for subject in found] == [(9, 7)] * 3
+
+
 def test_a_part_that_is_not_there_is_refused(mesh, made):
     with pytest.raises(ConversionError, match="has no alignment; it has attention, knowledge"):
         opened(mesh, made.workdir, stage="mka", keep=("alignment",))

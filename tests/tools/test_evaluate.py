@@ -33,7 +33,7 @@ def test_answers_on_disk_are_marked(folder):  # noqa: F811
     with serve(always()) as (stub, url):
         done = evaluate(
             f"--output={folder}", "--judge_only", f"--judge_url={url}", "--judge_model=m",
-            "--model=/nowhere", "--data=/nowhere",
+            "--judge_tasks=CCTE",
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert stub.keys == [f"Bearer {KEY}"] * 6
@@ -53,6 +53,15 @@ def test_a_judge_without_an_address_is_refused(tmp_path):
     done = evaluate("--judge_model=m", f"--output={tmp_path}")
     assert done.returncode != 0
     assert "nothing was sent" in done.stdout + done.stderr
+
+
+def test_a_judge_of_a_task_that_is_none_is_refused_before_anything_is_read(tmp_path):
+    done = evaluate(
+        "--model=/nowhere", "--data=/nowhere", f"--output={tmp_path / 'a'}", "--judge_tasks=MeQSun",
+        "--judge_url=http://127.0.0.1:9/v1", "--judge_model=m",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "unknown task 'MeQSun'; the nearest are meqsum" in done.stdout + done.stderr
 
 
 def test_prompts_are_refused_a_judge_before_a_model_is_opened(tmp_path):
@@ -80,9 +89,19 @@ def test_answers_that_are_not_kept_are_refused_a_judge_before_a_model_is_opened(
         (["--predictions=p", "--tasks=cmb", "--prompts=p"], "--prompts"),
         (["--prompts=p", "--model=m", "--data=d", "--no_samples", "--tasks=all"],
          "--data, --no_samples, --tasks"),
+        (["--compare=a,b", "--model=m", "--tasks=cmb", "--judge_url=http://127.0.0.1:9/v1"],
+         "--model, --tasks, --judge_url"),
+        (["--judge_only", "--model=m", "--predictions=p", "--tasks=cmb"],
+         "--model, --tasks, --predictions"),
     ],
 )  # fmt: skip
 def test_flags_that_would_do_nothing_are_refused(tmp_path, flags, named):
     done = evaluate(f"--output={tmp_path / 'a'}", *flags)
     assert done.returncode != 0
     assert f"{named}: without meaning beside" in done.stdout + done.stderr
+
+
+def test_a_seed_that_no_bootstrap_takes_is_refused_before_anything_is_read(tmp_path):
+    done = evaluate("--model=/nowhere", "--data=d", f"--output={tmp_path / 'a'}", "--seed=-1")
+    assert done.returncode != 0
+    assert "--seed=-1" in done.stdout + done.stderr

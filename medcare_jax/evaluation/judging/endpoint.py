@@ -26,7 +26,7 @@ _MOST_BYTES = 4 << 20
 
 
 class Reply(NamedTuple):
-    """What an endpoint wrote, and the tokens that it counted: 0 where it says nothing of them."""
+    """What an endpoint wrote, and the tokens that it counted; empty and 0 where it says nothing."""
 
     text: str
     prompt_tokens: int
@@ -154,17 +154,18 @@ class _TryAgainError(Exception):
 
 
 def _read_reply(body: bytes) -> Reply:
-    """The first choice of a completion; anything else that came is no reply."""
+    """The first choice of a completion; empty if it has no text, since it is billed all the same.
+
+    Anything else that came is no reply.
+    """
     try:
         content = json.loads(body)
-        text = content["choices"][0]["message"]["content"]
+        text = content["choices"][0]["message"].get("content")
         usage = content.get("usage") or {}
         counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise EndpointError("no chat completion") from None
-    if not isinstance(text, str):
-        raise EndpointError("no chat completion")
-    return Reply(text, *counts)
+    return Reply(text if isinstance(text, str) else "", *counts)
 
 
 def _retry_after(headers: email.message.Message) -> float:

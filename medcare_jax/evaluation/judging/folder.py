@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,7 +79,7 @@ def judge_folder(
             f"{folder} has no {RESULTS_FILE} with {SAMPLES_FILE}; a judge marks the answers that "
             "stand there, so evaluate with samples first"
         )
-    names = chosen_tasks(results, tasks)
+    names = tasks_to_judge(results, tasks)
     places, answers = _answers(folder / SAMPLES_FILE, names)
     budget = budget or Budget()
     done = judge(
@@ -107,20 +107,36 @@ def judge_folder(
     return results
 
 
-def chosen_tasks(results: Results, tasks: Sequence[str]) -> list[str]:
-    """Which tasks are judged: those named, or all that only a judge can score."""
-    known = results["tasks"]
+def tasks_to_judge(results: Results, tasks: Sequence[str]) -> list[str]:
+    """Which tasks of these results are judged, as `chosen_tasks`."""
+    metrics = {name: task["metric"] for name, task in results["tasks"].items()}
+    written = [name for name, task in results["tasks"].items() if "generate" in task["protocols"]]
+    return chosen_tasks(metrics, written, tasks)
+
+
+def chosen_tasks(
+    known: Mapping[str, str], written: Collection[str], tasks: Sequence[str]
+) -> list[str]:
+    """Which tasks are judged: those named, or all that only a judge can score.
+
+    Args:
+      known: Headline metric by task.
+      written: Of these, the tasks whose answers are written.
+      tasks: Names; none: all that only a judge can score.
+
+    Raises:
+      ValueError: A task that is not known or not written, or none to be judged.
+    """
     if absent := [name for name in tasks if name not in known]:
         raise ValueError(
             f"no task {', '.join(absent)} in the results; there are {', '.join(known)}"
         )
-    written = [name for name, task in known.items() if "generate" in task["protocols"]]
     if unwritten := [name for name in tasks if name not in written]:
         raise ValueError(
             f"no written answers to {', '.join(unwritten)} in the results, and a judge marks "
             "nothing else; evaluate with the protocol generate first"
         )
-    chosen = list(tasks) or [n for n in written if known[n]["metric"] == JUDGE_METRIC]
+    chosen = list(tasks) or [name for name in written if known[name] == JUDGE_METRIC]
     if not chosen:
         raise ValueError(
             f"no task is scored by a judge; name some of {', '.join(known)} to have them marked"

@@ -115,21 +115,34 @@ REFERENCE: dict[str, Rule] = {
 }
 """The reference's functions by name; its `record_acc` is `any_text`."""
 
-_PHRASE = re.compile(r"the (?:correct |final |right )?answer is|答案[为是]|答案(?=[:：])", re.I)
-_SEPARATOR = r"(?:\s*(?:,|，|、|;|；|/|\+|&|\band\b|和|与|及)\s*|\s+)?"
-_GIVEN = re.compile(
-    rf"[\s:：(（\[【*_\"'“]*(?P<given>[A-Z](?:{_SEPARATOR}[A-Z](?![A-Za-z]))*)(?![A-Za-z])"
+_WORD = r"I['’]|[AI]\s+(?!(?:and|as|because|is|or|since)\b)[a-z]"
+"""A pronoun or an article: `I believe`, `A patient`."""
+_SENTENCE = r"[A-Z]\s+(?:is|was|would|does|has|can|cannot|could|may|might)\b"
+_CLAUSE = r"[A-Z]\s*(?:选项|项)?\s*(?![和与及或])[\u4e00-\u9fff]"
+"""Where a sentence about an option begins: `A is wrong`, A选项错误."""
+
+_PHRASE = re.compile(
+    r"(?i:the (?:correct |final |right )?answer is)|答案[为是]|答案(?=[*_\s]*[:：])|\\boxed(?=\{)"
+    rf"|(?i:\banswer)(?=[*_\s]*[:：])(?![*_\s]*[:：][*_\s]*(?:{_WORD}))"
 )
-_GIVEN_RUN = re.compile(r"[\s:：(（\[【*_\"'“]*(?P<given>[A-Z]{2,})(?![A-Za-z])")
-_ALTERNATIVE = re.compile(r"[)）\]】*_\"'”\s]*(?:\bor\b|或)")
+_LISTED = rf"\s*(?:、|/|\+|&|\band\b|和|与|及)\s*(?!{_WORD}|{_SENTENCE})"
+_PAUSED = rf"(?:\s*[,，;；]\s*|\s+)?(?!{_WORD}|{_SENTENCE}|{_CLAUSE})"
+_LEAD = r"(?:[\s:：(（\[【{*_\"'“$]|\\(?:boxed|text|textbf|mathrm)(?=\{)|\b(?i:options?)\b|选项)*"
+_GIVEN = re.compile(
+    rf"{_LEAD}(?P<given>[A-Z](?:(?:{_LISTED}|{_PAUSED})[A-Z](?![A-Za-z]))*)(?![A-Za-z])"
+)
+_GIVEN_RUN = re.compile(rf"{_LEAD}(?P<given>[A-Z]{{2,}})(?![A-Za-z])")
+_ALTERNATIVE = re.compile(r"[)）\]】}*_$\"'”\s]*(?:\bor\b|或)")
 
 
 def strict(text: str, gold: str, *, options: str = LETTERS) -> Reading:
-    """The letters behind the last announcement of an answer must be the gold ones, all and only.
+    r"""The letters behind the last announcement of an answer must be the gold ones, all and only.
 
-    An announcement is "the answer is", 答案为, 答案是 or 答案：, anywhere and in any case. Letters
-    may stand in brackets or stars, together or apart (`AC`, `A, C`, `A、C`, `A and C`). None is
-    read if a letter is no option, or if an alternative follows ("B or C").
+    An announcement is "the answer is", "answer:", 答案为, 答案是, 答案： or `\boxed{`, anywhere and
+    in any case; one without a letter ("the answer is correct") is none. Letters may stand in
+    brackets or stars, behind "option" or 选项, together or apart (`AC`, `A, C`, `A、C`, `A and C`);
+    what follows as prose ("I believe", "A is wrong", A选项错误) is no letter. None is read if a
+    letter is no option, or if an alternative follows ("B or C").
 
     Args:
       text: the answer.
@@ -144,17 +157,21 @@ def strict(text: str, gold: str, *, options: str = LETTERS) -> Reading:
       >>> strict("The answer is B or C.", "B")
       Reading(letters=None, is_right=False)
     """
-    phrases = list(_PHRASE.finditer(text))
-    if not phrases:
-        return Reading(None, False)
-    end = phrases[-1].end()
-    found = _GIVEN_RUN.match(text, end) or _GIVEN.match(text, end)
+    found = _last_given(text)
     if not found or _ALTERNATIVE.match(text, found.end()):
         return Reading(None, False)
     given = set(re.sub(r"and|[^A-Z]", "", found["given"]))
     if not given <= set(options):
         return Reading(None, False)
     return Reading("".join(sorted(given)), given == set(gold))
+
+
+def _last_given(text: str) -> re.Match[str] | None:
+    """The letters behind the last announcement that has any."""
+    for phrase in reversed([*_PHRASE.finditer(text)]):
+        if found := _GIVEN_RUN.match(text, phrase.end()) or _GIVEN.match(text, phrase.end()):
+            return found
+    return None
 
 
 def _letters_in(text: str) -> str:

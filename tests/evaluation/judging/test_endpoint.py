@@ -137,7 +137,7 @@ def test_a_redirect_carries_neither_key_nor_text_to_another_host():
 
 @pytest.mark.parametrize(
     "body",
-    ["", "<html>", "[]", "{}", '{"choices": []}', '{"choices": [{"message": {"content": null}}]}'],
+    ["", "<html>", "[]", "{}", '{"choices": []}', '{"choices": [{"message": null}]}'],
 )
 def test_a_body_that_is_no_completion_is_refused(body):
     with serve(lambda number, asked: (200, {}, body, 0)) as (_, url):

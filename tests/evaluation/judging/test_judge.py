@@ -66,6 +66,21 @@ def test_garbage_is_counted_not_kept_and_asked_for_again(tmp_path):
         assert judge(ANSWERS, endpoint(url), cache=tmp_path).requests == 3
 
 
+@pytest.mark.parametrize("text", [None, [{"type": "text", "text": GOOD}]])
+def test_a_reply_without_text_is_paid_for(tmp_path, text):
+    """As of a judge that thinks until its tokens are spent."""
+    with serve(lambda number, body: (200, {}, completion(text), 0)) as (stub, url):
+        budget = Budget(prompt_price=2.0, most_tokens=330)
+        done = judge(ANSWERS, endpoint(url), cache=tmp_path, budget=budget, workers=1)
+    assert done.marks == [None] * 12
+    assert (done.requests, done.prompt_tokens, done.completion_tokens) == (3, 300, 30)
+    assert done.money == pytest.approx(300 * 2 / 1e6)
+    assert done.failures == {
+        "no JSON object with every mark": 3,
+        "not asked, the limit is spent": 9,
+    }
+
+
 def test_a_damaged_reply_on_disk_is_asked_for_again(tmp_path):
     with serve(always()) as (_, url):
         judge(ANSWERS, endpoint(url), cache=tmp_path)

@@ -61,7 +61,19 @@ def test_what_the_references_rules_read(name, text, letters):
         ("The answer is F.", None),
         ("The answer is A or B.", None),
         ("答案为A或B", None),
-        ("The answer is A. Or rather, the answer is unclear.", None),
+        ("The answer is A. Or rather, the answer is unclear.", "A"),
+        ("The answer is B. Thus the answer is correct.", "B"),
+        ("The answer is A. No, the answer is B or C.", None),
+        ("The answer is option B.", "B"),
+        ("The answer is options A and C.", "AC"),
+        ("答案是选项B。", "B"),
+        (r"The answer is $\boxed{B}$.", "B"),
+        (r"Hence \boxed{\text{B}}", "B"),
+        (r"\boxed{B or C}", None),
+        ("Answer: B", "B"),
+        ("**Answer**: (B) aspirin", "B"),
+        ("**答案**：B", "B"),
+        ("Answer: A", "A"),
         ("B", None),
         ("", None),
     ],
@@ -69,6 +81,28 @@ def test_what_the_references_rules_read(name, text, letters):
 def test_the_strict_rules(text, letters):
     assert strict(text, "B").letters == letters
     assert strict(text, "B").is_right == (letters == "B")
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        ("The answer is B, I believe.", "B"),
+        ("The answer is B and I'm sure.", "B"),
+        ("The answer is B\nA patient with gout", "B"),
+        ("The answer is B; C is a distractor.", "B"),
+        ("The answer is B, I.", None),
+        ("The answer is A and C because", "AC"),
+        ("Answer: A patient with gout", None),
+        ("Answer: A because", "A"),
+        ("答案为B，A选项错误", "B"),
+        ("答案为B A错误", "B"),
+        ("答案为A，C。", "AC"),
+        ("答案为A，C和D", "ACD"),
+        ("答案为A、C选项", "AC"),
+    ],
+)
+def test_strict_takes_no_word_and_no_other_sentence_for_a_letter(text, letters):
+    assert strict(text, "B").letters == letters
 
 
 def test_strict_wants_all_letters_and_no_other():
