@@ -125,14 +125,15 @@ _PHRASE = re.compile(
     r"(?i:the (?:correct |final |right )?answer is)|答案[为是]|答案(?=[*_\s]*[:：])|\\boxed(?=\{)"
     rf"|(?i:\banswer)(?=[*_\s]*[:：])(?![*_\s]*[:：][*_\s]*(?:{_WORD}))"
 )
-_LISTED = rf"\s*(?:、|/|\+|&|\band\b|和|与|及)\s*(?!{_WORD}|{_SENTENCE})"
+_LISTED = rf"\s*[,，]?\s*(?:、|/|\+|&|\band\b|和|与|及)\s*(?!{_WORD}|{_SENTENCE})"
 _PAUSED = rf"(?:\s*[,，;；]\s*|\s+)?(?!{_WORD}|{_SENTENCE}|{_CLAUSE})"
 _LEAD = r"(?:[\s:：(（\[【{*_\"'“$]|\\(?:boxed|text|textbf|mathrm)(?=\{)|\b(?i:options?)\b|选项)*"
 _GIVEN = re.compile(
     rf"{_LEAD}(?P<given>[A-Z](?:(?:{_LISTED}|{_PAUSED})[A-Z](?![A-Za-z]))*)(?![A-Za-z])"
 )
-_GIVEN_RUN = re.compile(rf"{_LEAD}(?P<given>[A-Z]{{2,}})(?![A-Za-z])")
-_ALTERNATIVE = re.compile(r"[)）\]】}*_$\"'”\s]*(?:\bor\b|或)")
+_RUN_ENDS = r"(?![A-Za-z]|\s+(?!(?:and|are|as|because|is|or|since)\b)[a-z])"  # not `ACE inhibitors`
+_GIVEN_RUN = re.compile(rf"{_LEAD}(?P<given>[A-Z]{{2,}}){_RUN_ENDS}")
+_ALTERNATIVE = re.compile(r"[)）\]】}*_$\"'”\s,，]*(?:\bor\b|或)")
 
 
 def strict(text: str, gold: str, *, options: str = LETTERS) -> Reading:
