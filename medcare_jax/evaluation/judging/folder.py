@@ -49,7 +49,6 @@ def judge_folder(
     tasks: Sequence[str] = (),
     budget: Budget | None = None,
     workers: int = 4,
-    seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
     on_done: Callable[[int], None] = lambda answers: None,
 ) -> Results:
@@ -65,7 +64,6 @@ def judge_folder(
       tasks: Names; none: every task whose headline is the judge's.
       budget: Prices and limits.
       workers: Requests at once.
-      seed: Of the bootstrap.
       say: Told of cost and failures, line by line.
       on_done: Called with 1 after each answer.
 
@@ -92,7 +90,7 @@ def judge_folder(
     )
     marks = dict(zip(places, done.marks, strict=True))
     _rewrite_samples(folder / SAMPLES_FILE, marks)
-    _enter(results, _by_task(folder / SAMPLES_FILE, names, marks), seed)
+    _enter(results, _by_task(folder / SAMPLES_FILE, names, marks))
     _name_judge(results, names, endpoint)
     is_whole = all(
         headline(task) is not None and not task["left_out"].get(LEFT_OUT)
@@ -195,8 +193,9 @@ def _name_judge(results: Results, names: Sequence[str], endpoint: Endpoint) -> N
     results["settings"]["judge"] = judges | dict.fromkeys(names, mine)
 
 
-def _enter(results: Results, judged: dict[str, list[Sample]], seed: int) -> None:
-    """Puts the means of the marks into the results."""
+def _enter(results: Results, judged: dict[str, list[Sample]]) -> None:
+    """Puts the means of the marks into the results, drawn again with the evaluation's seed."""
+    seed = results["settings"].get("seed", 0)
     for name, samples in judged.items():
         task = results["tasks"][name]
         marked = [sample for sample in samples if JUDGE_METRIC in sample["scores"]]

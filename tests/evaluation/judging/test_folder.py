@@ -8,6 +8,7 @@ import pytest
 from medcare_jax.evaluation.judging.endpoint import Endpoint
 from medcare_jax.evaluation.judging.folder import judge_folder
 from medcare_jax.evaluation.judging.rubric import CRITERIA
+from medcare_jax.evaluation.metrics import estimate
 from medcare_jax.evaluation.results import read_results, read_samples, write_results
 from tests.evaluation.judging.server import GOOD, always, serve
 from tests.evaluation.judging.test_judge import by_answer
@@ -64,6 +65,21 @@ def test_marks_enter_both_files(folder):
     assert samples[7]["scores"] == {}
     assert told == ["judge: 6 requests, 0 from the cache, 600 + 60 tokens"]
     assert results["settings"]["judge"]["ccte"]["model"] == "m"
+
+
+def test_the_interval_is_drawn_with_the_evaluations_seed(folder):
+    marks, found = (1, 2, 5, 3, 5, 4), {}
+    table = {i: GOOD.replace("5", str(mark)) for i, mark in enumerate(marks)}
+    for seed in (0, 5):
+        results = read_results(folder)
+        results["settings"]["seed"] = seed
+        write_results(folder, results)
+        with serve(by_answer(table)) as (_, url):
+            task = judge_folder(folder, endpoint(url))["tasks"]["ccte"]
+        found[seed] = task["protocols"]["generate"]["scores"]["fluency"]["low"]
+    assert found[0] != found[5], "of these six marks the two seeds are known to differ"
+    for seed, low in found.items():
+        assert low == pytest.approx(1 + 4 * estimate([(m - 1) / 4 for m in marks], seed=seed).low)
 
 
 @pytest.mark.parametrize("mark", [1, 5])
