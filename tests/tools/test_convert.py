@@ -538,6 +538,11 @@ class TestBadInput:
             assert code == 1
             assert "Give --source, --target and --to, or --verify" in said
 
+    def test_verifying_converts_and_uploads_nothing(self, convert, tmp_path):
+        code, said = convert(f"--verify={tmp_path}", "--push=me/new", "--dtype=float16")
+        assert code == 1
+        assert "--dtype, --push: without meaning beside --verify" in said
+
 
 class TestVerify:
     """An export against its own report."""
