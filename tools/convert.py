@@ -77,8 +77,10 @@ def main() -> None:
     if _VERIFY.value:
         _verify()
         return
-    if _PUSH.value:
-        hub.parse_push(_PUSH.value)  # before a conversion that could then not be uploaded
+    if _PUSH.value:  # before a conversion that could then not be uploaded
+        if _TO.value == "checkpoint":
+            raise app.UsageError("--push uploads an export; --to=checkpoint makes a workdir.")
+        hub.parse_push(_PUSH.value)
     target = pathlib.Path(_TARGET.value)
     asked = Conversion(
         source=_SOURCE.value,

@@ -586,6 +586,11 @@ def test_a_name_that_cannot_be_pushed_to_is_refused_before_the_conversion(refuse
     assert "--push=mine: expected ORG/NAME or ORG/NAME@BRANCH" in said
 
 
+def test_a_workdir_is_not_pushed(refused, tmp_path):
+    plain = make_plain(tmp_path / "plain")
+    assert "--push uploads an export" in refused("checkpoint", plain, "--push=me/new")
+
+
 @pytest.mark.slow
 def test_from_the_hub_to_the_hub_in_a_process_of_its_own(tmp_path):
     """As a user does, with `HF_ENDPOINT`; the second time without any connection."""
