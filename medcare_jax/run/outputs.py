@@ -59,9 +59,9 @@ def data_warnings(data: RunData) -> list[str]:
         for file in report["files"]:
             said += _losses(file, over_long=report["over_long"], row_length=report["row_length"])
         if report["steps"] < _FEW_STEPS:
-            said.append(
-                f"{name} has only {report['steps']} steps; raise {name}.epochs or lower data.rows"
-            )
+            is_told = report["steps"] < report["num_batches"]
+            remedy = "max_steps" if is_told else "epochs or lower data.rows"
+            said.append(f"{name} has only {report['steps']} steps; raise {name}.{remedy}")
     return said
 
 

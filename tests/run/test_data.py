@@ -91,7 +91,19 @@ def test_warnings_name_what_is_lost(settings, tmp_path):
     warnings = data_warnings(open_data(settings, byte_tokenizer(), tmp_path))
     assert "1 of 2 dialogues" in warnings[0]
     assert "data.row_length = 512 tokens and are dropped" in warnings[0]
-    assert "mka has only 1 steps" in warnings[1]
+    assert "mka has only 1 steps; raise mka.epochs or lower data.rows" in warnings[1]
+
+
+def test_few_steps_that_were_asked_for_are_said_to_be(settings, tmp_path):
+    training = write(tmp_path / "train.json", *map(str, range(40)))
+    settings = with_files(settings, tmp_path, training)
+    settings = dataclasses.replace(
+        settings,
+        mka=dataclasses.replace(settings.mka, max_steps=2, epochs=20),
+        data=dataclasses.replace(settings.data, rows=1),
+    )
+    warnings = data_warnings(open_data(settings, byte_tokenizer(), tmp_path))
+    assert "mka has only 2 steps; raise mka.max_steps" in warnings
 
 
 def test_warnings_tell_the_cut_from_those_left_without_a_target(settings, tmp_path):
