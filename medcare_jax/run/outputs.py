@@ -264,7 +264,11 @@ def report(run: Run) -> None:
 def _curve(workdir: pathlib.Path, stage: str, *, is_projected: bool) -> StageCurve:
     """The record of a stage as the report wants it."""
     lines = read_history(workdir / stage / METRICS)
-    lines = [line for line in lines if line["loss"] is not None]  # those left out have no point
+    # Steps that were left out have no point; the count alone tells those whose loss is finite.
+    before = [0, *(line["skipped"] for line in lines)]
+    lines = [
+        line for line, skipped in zip(lines, before, strict=False) if line["skipped"] == skipped
+    ]
 
     def column(name: str) -> tuple[Any, ...]:
         return tuple(line[name] for line in lines)
