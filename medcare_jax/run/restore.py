@@ -183,6 +183,11 @@ def _check_settings(workdir: pathlib.Path, settings: Settings, facts: Mapping[st
     said = {f"adapters.{name}": now for name, now in dataclasses.asdict(settings.adapters).items()}
     # Checkpoints of earlier builds say nothing of the dtype; config.json alone remembers theirs.
     said |= {"base.dtype": settings.base.dtype} if "base.dtype" in facts else {}
+    if unknown := sorted(said.keys() - facts.keys()):
+        raise CheckpointError(
+            f"{workdir}: the checkpoint says nothing of {', '.join(unknown)}; an earlier build "
+            "wrote it, which can read it"
+        )
     changed = [
         f"{name} was {facts[name]!r}, config.json says {now!r}"
         for name, now in said.items()

@@ -15,6 +15,7 @@ from medcare_jax.models.aggregators import (
 )
 from medcare_jax.models.folding import fold
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, merge
+from medcare_jax.run import restore
 from medcare_jax.run.restore import ATTENTION, open_model, read_adapters
 from medcare_jax.run.workdir import WorkdirError
 from medcare_jax.training.stages import select
@@ -131,6 +132,15 @@ def test_a_random_base_is_made_again(tmp_path):
 def test_changed_adapter_settings_are_refused(copy):
     edit(copy / "config.json", lambda config: config["adapters"].update(alpha=9.0))
     with pytest.raises(CheckpointError, match=r"adapters\.alpha was 8\.0, config\.json says 9\.0"):
+        read_adapters(copy)
+
+
+def test_a_checkpoint_that_knows_less_of_the_adapters_than_we_do_is_refused(copy, monkeypatch):
+    for stage, step in (("mka", 3), ("da", 4)):
+        saved = copy / stage / "checkpoints" / str(step) / "meta" / "metadata"
+        edit(saved, lambda content: content["meta"].pop("adapters.use_rslora"))
+    monkeypatch.setattr(restore, "find_fault", lambda folder: None)
+    with pytest.raises(CheckpointError, match=r"says nothing of adapters\.use_rslora; an earlier"):
         read_adapters(copy)
 
 
