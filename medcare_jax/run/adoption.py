@@ -19,10 +19,10 @@ from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run.context import Run
 from medcare_jax.run.facts import run_facts
 from medcare_jax.run.handover import hand_over
-from medcare_jax.run.job import open_run
+from medcare_jax.run.job import checked_mesh, open_run
 from medcare_jax.run.progress import Display
 from medcare_jax.settings import Settings
-from medcare_jax.sharding import make_mesh, tree_shardings
+from medcare_jax.sharding import tree_shardings
 from medcare_jax.training.optimizer import make_optimizer
 from medcare_jax.training.stages import (
     MKA,
@@ -71,11 +71,11 @@ def adopt(
     Raises:
       ConversionError: Another base; adapters that do not fit the settings; an alignment that
         overlaps with the knowledge although the run projects.
-      ValueError, OSError: What `job.open_run` finds wrong with base or data.
+      ValueError, OSError: What `job.checked_mesh` and `job.open_run` find wrong with base or data.
     """
     if role == ALIGNMENT and resume_at == MKA.name:
         raise ConversionError("an alignment is learned in DA; use --resume_at=da")
-    mesh = make_mesh(settings.mesh)
+    mesh = checked_mesh(settings)
     with new_folder(target) as folder, jax.set_mesh(mesh):
         run = open_run(settings, folder, Display(is_shown=False), mesh)
         if run.base.digest != source.base.digest:
