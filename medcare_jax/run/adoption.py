@@ -1,6 +1,7 @@
 """Workdirs made of foreign weights, from which `tools/medcare.py` goes on."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -84,11 +85,18 @@ def adopt(
                 f"source's base is {source.base.name} with {source.base.digest}"
             )
         write_json(folder / "config.json", dataclasses.asdict(settings))
-        write_json(folder / "data_report.json", run.data.report)
+        write_json(folder / "data_report.json", _data_report(run, target))
         if source.parts:
             _write_stages(run, source, role, resume_at)
     begins = "the first stage" if not source.parts else resume_at
     say(f"{target}: the run goes on with {begins} (tools/medcare.py with the same config)")
+
+
+def _data_report(run: Run, target: pathlib.Path) -> dict[str, Any]:
+    """What was read; the demo's files by the names that they have once the folder has its own."""
+    draft, final = (json.dumps(str(path))[1:-1] for path in (run.workdir, target))
+    report: dict[str, Any] = json.loads(json.dumps(run.data.report).replace(draft, final))
+    return report
 
 
 def _write_stages(run: Run, source: Source, role: str, resume_at: str) -> None:

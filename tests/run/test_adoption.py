@@ -147,6 +147,16 @@ def test_a_base_alone(made, tmp_path):
     assert not (tmp_path / "w/mka").exists()
 
 
+def test_the_demos_files_are_reported_where_they_will_be(made, tmp_path):
+    demo = {"icd10.make": True, "mka.files": (), "da.files": ()}
+    adopt(made, tmp_path / "w", "base", **demo)
+    report = json.loads((tmp_path / "w/data_report.json").read_text())
+    for stage, name in (("mka", "1-stage"), ("da", "2-stage")):
+        (file,) = report[stage]["files"]
+        assert file["path"] == str(tmp_path / "w/data" / name / "train.json")
+        assert pathlib.Path(file["path"]).is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
