@@ -97,8 +97,11 @@ def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: 
     display.line(f"base: {base.name}, {base.settings.num_layers} layers")
     data = open_data(settings, base.tokenizer, workdir, show_progress=display.is_live)
     display.line(outputs.data_summary(data))
-    warnings = outputs.data_warnings(data) + outputs.constraint_warnings(settings)
-    for warning in warnings:
+    for warning in (
+        *outputs.data_warnings(data),
+        *outputs.context_warnings(data, base.settings.max_position_embeddings),
+        *outputs.constraint_warnings(settings),
+    ):
         display.line(f"WARNING: {warning}")
     return Run(settings, workdir, display, mesh, base, data)
 

@@ -65,6 +65,17 @@ def data_warnings(data: RunData) -> list[str]:
     return said
 
 
+def context_warnings(data: RunData, context: int) -> list[str]:
+    """Which stages have dialogues longer than the base's context; rows may be, they are packed."""
+    return [
+        f"{name} has dialogues of up to {longest} tokens (data.row_length = "
+        f"{data.report[name]['row_length']}), more than the base's context of {context} "
+        "(max_position_embeddings), beyond which it was not trained; lower data.row_length"
+        for name in STAGE_NAMES
+        if (longest := getattr(data, name).longest) > context
+    ]
+
+
 def _losses(file: Mapping[str, Any], *, over_long: str, row_length: int) -> list[str]:
     """What of a training file is not learned from, a line for each reason."""
     said, of_all = [], f"of {file['records']} dialogues of {file['path']}"
