@@ -2,11 +2,14 @@
 
 import json
 import logging
+import pathlib
 import shutil
 
+import jax
 import pytest
 
 from medcare_jax.checkpoints import CheckpointError
+from medcare_jax.conversion import hub
 from medcare_jax.models.aggregators import (
     ATTENTION_PROJECTIONS,
     DA_COMPONENTS,
@@ -16,8 +19,12 @@ from medcare_jax.models.aggregators import (
 from medcare_jax.models.folding import fold
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, merge
 from medcare_jax.run import restore
+from medcare_jax.run.convert import open_run_source
 from medcare_jax.run.restore import ATTENTION, open_model, read_adapters
+from medcare_jax.run.subjects import Asked, open_subject
 from medcare_jax.run.workdir import WorkdirError
+from medcare_jax.settings import MeshSettings
+from medcare_jax.sharding import make_mesh
 from medcare_jax.training.stages import select
 from tests.run.workdirs import make_workdir, write_base
 
@@ -118,6 +125,42 @@ def test_another_base_is_refused(made, copy, tmp_path):
     edit(copy / "config.json", lambda config: config["base"].update(path=str(other)))
     with pytest.raises(CheckpointError, match="other has digest [0-9a-f]{64}, the adapters were"):
         open_model(copy, stage="mka")
+
+
+def opened(workdir):
+    open_model(workdir, stage="mka")
+
+
+def converted(workdir):
+    open_run_source(workdir, "mka", None)
+
+
+def evaluated(workdir):
+    open_subject(Asked(str(workdir)), make_mesh(MeshSettings(fsdp=1), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("act", [opened, converted, evaluated])
+@pytest.mark.parametrize("name", ["base", "models/base", "a/b/base"])
+def test_a_relative_base_that_is_not_here_says_from_where_it_is_looked_for(
+    copy, tmp_path, monkeypatch, act, name
+):
+    def unreachable(*_, **__):
+        raise FileNotFoundError("models/base is no path here, and the hub cannot be reached")
+
+    monkeypatch.setattr(hub, "fetch", unreachable)  # `models/base` may be a name of the hub
+    edit(copy / "config.json", lambda config: config["base"].update(path=name))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        act(copy)
+    assert f"base.path = {name!r}: a relative path is looked for from" in str(error.value)
+    assert f"{tmp_path}. Go to the folder that the run was started in" in str(error.value)
+
+
+def test_a_relative_base_is_found_where_the_run_was_started(made, copy, monkeypatch):
+    base = pathlib.Path(made.settings.base.path)
+    edit(copy / "config.json", lambda config: config["base"].update(path=base.name))
+    monkeypatch.chdir(base.parent)
+    converted(copy)
 
 
 @pytest.mark.slow
