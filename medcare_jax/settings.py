@@ -351,10 +351,10 @@ def make_settings(config: Mapping[str, Any]) -> Settings:
       SettingsError: An unknown or missing key, a value of a wrong type or out of range.
     """
     plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return _build(Settings, plain, where="")
+    return build(Settings, plain, where="")
 
 
-def _build(kind: Any, values: Any, *, where: str) -> Any:
+def build(kind: Any, values: Any, *, where: str) -> Any:
     """A dataclass from a mapping, section by section; `where` ends with a dot, or is empty."""
     if not isinstance(values, Mapping):
         raise SettingsError(f"{where[:-1]} = {values!r}; expected a section with keys")
@@ -380,7 +380,7 @@ def _build(kind: Any, values: Any, *, where: str) -> Any:
 def _convert(kind: Any, value: Any, *, where: str) -> Any:
     """A checked value; ints pass as floats and lists as tuples, nothing else is converted."""
     if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where=f"{where}.")
+        return build(kind, value, where=f"{where}.")
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise SettingsError(f"{where} = {value!r}; expected a list")

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from medcare_jax import distributed
+from medcare_jax.run.cluster import join
 from medcare_jax.run.command import run
 from medcare_jax.run.progress import Display
 from medcare_jax.study.settings import make_study
@@ -25,7 +26,7 @@ def main() -> None:
     from medcare_jax.study.runner import run_study
 
     study = make_study(_CONFIG.value)
-    distributed.start()
+    join()
     display = Display(is_shown=distributed.is_first())
     run_study(study, pathlib.Path(_WORKDIR.value), display)
 

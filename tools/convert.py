@@ -59,22 +59,28 @@ _RESUME_AT = flags.DEFINE_enum(
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run that goes on from a checkpoint.")
 _PUSH = flags.DEFINE_string("push", None, "Upload the export as ORG/NAME@BRANCH of the hub.")
 _VERIFY = flags.DEFINE_string("verify", None, "Folder to check against its report.")
+_OF_CONVERSIONS = (
+    "from", "base", "keep", "dtype", "layout", "shard_gib", "stage", "step", "as", "resume_at",
+    "config", "push",
+)  # fmt: skip
+"""Flags that mean nothing beside `--verify`."""
 
 
 def main() -> None:
     """Converts, or verifies."""
-    from medcare_jax.conversion import hub, report
+    from medcare_jax.conversion import hub
     from medcare_jax.run.convert import Conversion, convert
 
     given = (_SOURCE.value, _TARGET.value, _TO.value)
     if bool(_VERIFY.value) == any(given) or (any(given) and not all(given)):
         raise app.UsageError("Give --source, --target and --to, or --verify=DIR.")
     if _VERIFY.value:
-        found = report.verify(pathlib.Path(_VERIFY.value))
-        print(f"{_VERIFY.value}: {len(found['files'])} files are as {report.REPORT_NAME} says")
+        _verify()
         return
-    if _PUSH.value:
-        hub.parse_push(_PUSH.value)  # before a conversion that could then not be uploaded
+    if _PUSH.value:  # before a conversion that could then not be uploaded
+        if _TO.value == "checkpoint":
+            raise app.UsageError("--push uploads an export; --to=checkpoint makes a workdir.")
+        hub.parse_push(_PUSH.value)
     target = pathlib.Path(_TARGET.value)
     asked = Conversion(
         source=_SOURCE.value,
@@ -95,6 +101,16 @@ def main() -> None:
     convert(asked, print)
     if _PUSH.value:
         print(f"pushed to {hub.push(target, _PUSH.value)}")
+
+
+def _verify() -> None:
+    """Checks a folder; nothing is converted, so no flag of a conversion is taken in silence."""
+    from medcare_jax.conversion import report
+
+    if idle := [f"--{name}" for name in _OF_CONVERSIONS if flags.FLAGS[name].present]:
+        raise app.UsageError(f"{', '.join(idle)}: without meaning beside --verify; leave it out.")
+    found = report.verify(pathlib.Path(_VERIFY.value))
+    print(f"{_VERIFY.value}: {len(found['files'])} files are as {report.REPORT_NAME} says")
 
 
 if __name__ == "__main__":

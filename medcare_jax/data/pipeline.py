@@ -69,6 +69,11 @@ class TrainingBatches:
         self.report = report
         self.num_batches, self.fingerprint = report.num_batches, report.fingerprint
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest dialogue, which decide the positions: each counts its own."""
+        return int(self._examples.lengths.max())
+
     def batch(self, index: int) -> Batch:
         """Returns global batch number `index`, arrays ``[b, t]`` with b the global rows.
 

@@ -114,7 +114,7 @@ def compile_devices(topology: Topology) -> Sequence[jax.Device]:
             platform="tpu", topology_name=topology.name, **options
         )
     except Exception as error:  # libtpu raises what it likes
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise TopologyError(
             f"the TPU compiler refuses topology {topology.name!r} x {topology.slices}: {reason}\n"
             "Slices are powers of two a side: v5e and v6e 2x2 to 16x16, v4 and v5p from 2x2x1. "

@@ -1,6 +1,7 @@
 """Workdirs made of foreign weights, from which `tools/medcare.py` goes on."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,10 +20,10 @@ from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run.context import Run
 from medcare_jax.run.facts import run_facts
 from medcare_jax.run.handover import hand_over
-from medcare_jax.run.job import open_run
+from medcare_jax.run.job import checked_mesh, open_run
 from medcare_jax.run.progress import Display
 from medcare_jax.settings import Settings
-from medcare_jax.sharding import make_mesh, tree_shardings
+from medcare_jax.sharding import tree_shardings
 from medcare_jax.training.optimizer import make_optimizer
 from medcare_jax.training.stages import (
     MKA,
@@ -71,11 +72,11 @@ def adopt(
     Raises:
       ConversionError: Another base; adapters that do not fit the settings; an alignment that
         overlaps with the knowledge although the run projects.
-      ValueError, OSError: What `job.open_run` finds wrong with base or data.
+      ValueError, OSError: What `job.checked_mesh` and `job.open_run` find wrong with base or data.
     """
     if role == ALIGNMENT and resume_at == MKA.name:
         raise ConversionError("an alignment is learned in DA; use --resume_at=da")
-    mesh = make_mesh(settings.mesh)
+    mesh = checked_mesh(settings)
     with new_folder(target) as folder, jax.set_mesh(mesh):
         run = open_run(settings, folder, Display(is_shown=False), mesh)
         if run.base.digest != source.base.digest:
@@ -84,11 +85,18 @@ def adopt(
                 f"source's base is {source.base.name} with {source.base.digest}"
             )
         write_json(folder / "config.json", dataclasses.asdict(settings))
-        write_json(folder / "data_report.json", run.data.report)
+        write_json(folder / "data_report.json", _data_report(run, target))
         if source.parts:
             _write_stages(run, source, role, resume_at)
     begins = "the first stage" if not source.parts else resume_at
     say(f"{target}: the run goes on with {begins} (tools/medcare.py with the same config)")
+
+
+def _data_report(run: Run, target: pathlib.Path) -> dict[str, Any]:
+    """What was read; the demo's files by the names that they have once the folder has its own."""
+    draft, final = (json.dumps(str(path))[1:-1] for path in (run.workdir, target))
+    report: dict[str, Any] = json.loads(json.dumps(run.data.report).replace(draft, final))
+    return report
 
 
 def _write_stages(run: Run, source: Source, role: str, resume_at: str) -> None:

@@ -31,7 +31,7 @@ from medcare_jax.conversion.sources import (
 )
 from medcare_jax.conversion.tensors import DTYPES, ConversionError, cast, from_array
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE, NOISE, flatten
-from medcare_jax.run.restore import RunAdapters, check_base, read_adapters
+from medcare_jax.run.restore import RunAdapters, base_of, check_base, read_adapters
 from medcare_jax.settings import BaseSettings, MeshSettings, Settings
 from medcare_jax.sharding import make_mesh
 
@@ -230,7 +230,7 @@ def open_run_source(workdir: pathlib.Path, stage: str | None, step: int | None) 
 
 def _run_base(found: RunAdapters) -> StreamedBase:
     """The base of a run, in the dtype that the run held it in, checked by its digest."""
-    named = found.settings.base
+    named = base_of(found)
     if named.path == bases.RANDOM:
         mesh = make_mesh(MeshSettings(fsdp=1), jax.devices()[:1])
         base = bases.load(named, mesh, seed=found.settings.seed)

@@ -72,14 +72,20 @@ def run_job(settings: Settings, workdir: pathlib.Path, display: Display) -> None
       ValueError, OSError: What was given cannot be used; the message says what to do.
     """
     with together():
-        mesh = make_mesh(settings.mesh)
-        check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
-        check_host(settings.constraint)
+        mesh = checked_mesh(settings)
     check_same("the config", repr(settings))
     with naming_full_disk(workdir), hold(workdir), jax.set_mesh(mesh):
         display.line(_hardware(mesh))
         Job(open_run(settings, workdir, display, mesh)).run_all()
         first_says(True)  # nobody leaves before the first has written everything
+
+
+def checked_mesh(settings: Settings) -> Mesh:
+    """The mesh of a run; raises for what the run would meet on it after hours."""
+    mesh = make_mesh(settings.mesh)
+    check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
+    check_host(settings.constraint)
+    return mesh
 
 
 def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: Mesh) -> Run:
@@ -91,8 +97,11 @@ def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: 
     display.line(f"base: {base.name}, {base.settings.num_layers} layers")
     data = open_data(settings, base.tokenizer, workdir, show_progress=display.is_live)
     display.line(outputs.data_summary(data))
-    warnings = outputs.data_warnings(data) + outputs.constraint_warnings(settings)
-    for warning in warnings:
+    for warning in (
+        *outputs.data_warnings(data),
+        *outputs.context_warnings(data, base.settings.max_position_embeddings),
+        *outputs.constraint_warnings(settings),
+    ):
         display.line(f"WARNING: {warning}")
     return Run(settings, workdir, display, mesh, base, data)
 

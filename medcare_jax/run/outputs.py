@@ -59,10 +59,21 @@ def data_warnings(data: RunData) -> list[str]:
         for file in report["files"]:
             said += _losses(file, over_long=report["over_long"], row_length=report["row_length"])
         if report["steps"] < _FEW_STEPS:
-            said.append(
-                f"{name} has only {report['steps']} steps; raise {name}.epochs or lower data.rows"
-            )
+            is_told = report["steps"] < report["num_batches"]
+            remedy = "max_steps" if is_told else "epochs or lower data.rows"
+            said.append(f"{name} has only {report['steps']} steps; raise {name}.{remedy}")
     return said
+
+
+def context_warnings(data: RunData, context: int) -> list[str]:
+    """Which stages have dialogues longer than the base's context; rows may be, they are packed."""
+    return [
+        f"{name} has dialogues of up to {longest} tokens (data.row_length = "
+        f"{data.report[name]['row_length']}), more than the base's context of {context} "
+        "(max_position_embeddings), beyond which it was not trained; lower data.row_length"
+        for name in STAGE_NAMES
+        if (longest := getattr(data, name).longest) > context
+    ]
 
 
 def _losses(file: Mapping[str, Any], *, over_long: str, row_length: int) -> list[str]:
@@ -264,7 +275,11 @@ def report(run: Run) -> None:
 def _curve(workdir: pathlib.Path, stage: str, *, is_projected: bool) -> StageCurve:
     """The record of a stage as the report wants it."""
     lines = read_history(workdir / stage / METRICS)
-    lines = [line for line in lines if line["loss"] is not None]  # those left out have no point
+    # Steps that were left out have no point; the count alone tells those whose loss is finite.
+    before = [0, *(line["skipped"] for line in lines)]
+    lines = [
+        line for line, skipped in zip(lines, before, strict=False) if line["skipped"] == skipped
+    ]
 
     def column(name: str) -> tuple[Any, ...]:
         return tuple(line[name] for line in lines)

@@ -25,7 +25,7 @@ from medcare_jax.models.aggregators import (
 from medcare_jax.models.folding import fold
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree, merge, unflatten
 from medcare_jax.run.workdir import WorkdirError
-from medcare_jax.settings import MeshSettings, Settings, make_settings
+from medcare_jax.settings import BaseSettings, MeshSettings, Settings, make_settings
 from medcare_jax.sharding import make_mesh, path_name, sharding_for
 from medcare_jax.training.stages import MKA, alignment_stage, select
 
@@ -100,7 +100,7 @@ def open_model(
     settings = found.settings
     mesh = mesh or make_mesh(MeshSettings(fsdp=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        base = bases.load(settings.base, mesh, seed=settings.seed)
+        base = bases.load(base_of(found), mesh, seed=settings.seed)
         check_base(found, base.digest)
         trees = {name: _place(tree, mesh) for name, tree in found.trees.items()}
         params = base.params
@@ -157,6 +157,30 @@ def read_facts(workdir: pathlib.Path, stage: str) -> Mapping[str, Any] | None:
     return facts
 
 
+def base_of(found: RunAdapters) -> BaseSettings:
+    """The base that a run names, which is looked for before anything is read of it.
+
+    Raises:
+      FileNotFoundError: It is not there. A relative path may only be so from this folder.
+    """
+    named = found.settings.base
+    if named.path in (bases.EMBEDDED, bases.RANDOM):
+        return named
+    try:
+        path = bases.locate(named)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there")
+    except FileNotFoundError as error:
+        if pathlib.Path(named.path).is_absolute():
+            raise
+        raise FileNotFoundError(
+            f"{error}. The run's config.json has it as base.path = {named.path!r}: a relative path "
+            f"is looked for from the current folder, {pathlib.Path.cwd()}. Go to the folder that "
+            "the run was started in, or write the whole path into config.json"
+        ) from None
+    return named
+
+
 def check_base(found: RunAdapters, digest: str) -> None:
     """Raises unless a base has the digest that the adapters were learned on.
 
@@ -183,6 +207,11 @@ def _check_settings(workdir: pathlib.Path, settings: Settings, facts: Mapping[st
     said = {f"adapters.{name}": now for name, now in dataclasses.asdict(settings.adapters).items()}
     # Checkpoints of earlier builds say nothing of the dtype; config.json alone remembers theirs.
     said |= {"base.dtype": settings.base.dtype} if "base.dtype" in facts else {}
+    if unknown := sorted(said.keys() - facts.keys()):
+        raise CheckpointError(
+            f"{workdir}: the checkpoint says nothing of {', '.join(unknown)}; an earlier build "
+            "wrote it, which can read it"
+        )
     changed = [
         f"{name} was {facts[name]!r}, config.json says {now!r}"
         for name, now in said.items()

@@ -26,7 +26,7 @@ from medcare_jax.evaluation.results import Model
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.params import BASE, KNOWLEDGE, NOISE, Tree, digest, flatten, merge, unflatten
-from medcare_jax.run.restore import check_base, read_adapters
+from medcare_jax.run.restore import base_of, check_base, read_adapters
 from medcare_jax.settings import AdapterSettings, BaseSettings, ComputeSettings
 from medcare_jax.sharding import path_name, sharding_for
 
@@ -93,7 +93,7 @@ def _run(asked: Asked, workdir: pathlib.Path, mesh: Mesh) -> tuple[Subject, Mode
         )
     found = read_adapters(workdir, stage=asked.stage or None, step=asked.step)
     base = bases.load(
-        dataclasses.replace(found.settings.base, dtype=asked.dtype),
+        dataclasses.replace(base_of(found), dtype=asked.dtype),
         mesh,
         seed=found.settings.seed,
     )

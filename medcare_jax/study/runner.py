@@ -31,11 +31,11 @@ from medcare_jax.orthogonality import max_leak
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run.context import Run
 from medcare_jax.run.handover import check_host, covariance, hand_over
-from medcare_jax.run.job import Job, open_run
+from medcare_jax.run.job import Job, checked_mesh, open_run
 from medcare_jax.run.progress import Display
 from medcare_jax.run.workdir import hold
 from medcare_jax.settings import Settings
-from medcare_jax.sharding import check_rows, make_mesh
+from medcare_jax.sharding import make_mesh
 from medcare_jax.study import measures, report
 from medcare_jax.study.drawn import draw_tasks
 from medcare_jax.study.facts import write_fact_tasks
@@ -65,9 +65,7 @@ def run_study(study: Study, workdir: pathlib.Path, display: Display) -> None:
 
 def _checked_mesh(study: Study) -> Mesh:
     """The mesh of all cells; raises for what a cell would meet after hours, as the job does."""
-    settings = study.cells[0].settings  # cells share mesh and data
-    mesh = make_mesh(settings.mesh)
-    check_rows(mesh, rows=settings.data.rows, accumulation=settings.data.accumulation)
+    mesh = checked_mesh(study.cells[0].settings)  # cells share mesh and data
     for cell in study.cells:
         check_host(cell.settings.constraint)
     return mesh

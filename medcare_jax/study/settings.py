@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from medcare_jax.settings import Settings, SettingsError, make_settings
+from medcare_jax.settings import Settings, SettingsError, build, make_settings
 
 MEDCARE = "medcare"
 KEEP_NOISE = "keep_noise"
@@ -84,7 +84,7 @@ class Drawn:
         """Refuses to draw from nowhere."""
         if not self.folder:
             raise SettingsError(
-                "drawn.folder is empty; name a folder in MedCareData's layout with "
+                "folder is empty; name a folder in MedCareData's layout with "
                 "--config.drawn.folder=FOLDER"
             )
 
@@ -112,6 +112,18 @@ class Study:
         return dataclasses.replace(cell.settings, seed=seed)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Said:
+    """The keys of a study's config."""
+
+    run: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    cells: tuple[Mapping[str, Any], ...]
+    baseline: str
+    facts: Mapping[str, Any]
+    drawn: Mapping[str, Any]
+
+
 def make_study(config: Mapping[str, Any]) -> Study:
     """The checked study of a config as `configs/ablation_*.py` makes it.
 
@@ -120,26 +132,25 @@ def make_study(config: Mapping[str, Any]) -> Study:
         baseline, or a seed twice.
     """
     plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    unknown = plain.keys() - {"run", "seeds", "cells", "baseline", "facts", "drawn"}
-    if unknown:
-        raise SettingsError(f"unknown config key {', '.join(sorted(unknown))}")
-    seeds = tuple(plain["seeds"])
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise SettingsError(f"seeds = {seeds!r}; expected at least one, each once")
-    cells = tuple(_cell(said, plain["run"]) for said in plain["cells"])
+    said = build(_Said, {"facts": {}, "drawn": {}, **plain}, where="")
+    if not said.seeds or len(set(said.seeds)) < len(said.seeds):
+        raise SettingsError(f"seeds = {said.seeds!r}; expected at least one, each once")
+    cells = tuple(_cell(each, said.run, where=f"cells[{n}]") for n, each in enumerate(said.cells))
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         raise SettingsError(f"cells are named {', '.join(names)}; expected each name once")
-    if plain["baseline"] not in names:
-        raise SettingsError(f"baseline = {plain['baseline']!r}; allowed are {', '.join(names)}")
-    drawn = Drawn(**plain["drawn"]) if "drawn" in plain else None
-    return Study(seeds, cells, plain["baseline"], Facts(**plain.get("facts", {})), drawn)
+    if said.baseline not in names:
+        raise SettingsError(f"baseline = {said.baseline!r}; allowed are {', '.join(names)}")
+    facts = build(Facts, {**dataclasses.asdict(Facts()), **said.facts}, where="facts.")
+    drawn = build(Drawn, said.drawn, where="drawn.") if said.drawn else None
+    return Study(said.seeds, cells, said.baseline, facts, drawn)
 
 
-def _cell(said: Mapping[str, Any], run: Mapping[str, Any]) -> Cell:
-    """A cell from what it says, on top of the run."""
+def _cell(said: Mapping[str, Any], run: Mapping[str, Any], *, where: str) -> Cell:
+    """A cell from what it says, on top of the run; `where` it stands, if it has no name."""
     sections = dict(said)
-    name = sections.pop("name")
+    if not isinstance(name := sections.pop("name", None), str):
+        raise SettingsError(f"{where} has no name; it has {', '.join(sections) or 'nothing'}")
     method = sections.pop("method", MEDCARE)
     if method not in METHODS:
         raise SettingsError(f"cells.{name}.method = {method!r}; allowed are {', '.join(METHODS)}")
@@ -149,8 +160,12 @@ def _cell(said: Mapping[str, Any], run: Mapping[str, Any]) -> Cell:
             f"cells.{name} changes {', '.join(sorted(wrong))}; a cell of method {method!r} may "
             f"change {' and '.join(_SECTIONS[method])}, all else is the same for all cells"
         )
-    changed = {key: {**run[key], **values} for key, values in sections.items()}
-    of_data = [k for k in _DATA if changed.get("da", run["da"]).get(k) != run["da"].get(k)]
+    for key, values in sections.items():
+        if not isinstance(values, Mapping):
+            raise SettingsError(f"cells.{name}.{key} = {values!r}; expected a section with keys")
+    changed = {key: {**run.get(key, {}), **values} for key, values in sections.items()}
+    da = run.get("da", {})
+    of_data = [k for k in _DATA if changed.get("da", da).get(k) != da.get(k)]
     if of_data:
         raise SettingsError(
             f"cells.{name} changes da.{', da.'.join(of_data)}; all cells learn the same data in "

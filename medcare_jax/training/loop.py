@@ -175,8 +175,8 @@ class _Reader:
         self.pending = None
         numbers = {k: float(v) for k, v in jax.device_get(metrics)._asdict().items()}
         now = time.perf_counter()
-        # The optimiser has not counted the steps that were left out.
-        numbers["learning_rate"] = float(self._run.schedule(number - 1 - int(numbers["skipped"])))
+        # The optimiser has not counted the steps that were left out before this one.
+        numbers["learning_rate"] = float(self._run.schedule(number - 1 - self._skipped))
         numbers["seconds"] = now - self._clock
         numbers["tokens_per_second"] = numbers["tokens"] / numbers["seconds"]
         self._clock, self._step_seconds = now, numbers["seconds"]

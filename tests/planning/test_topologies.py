@@ -2,7 +2,8 @@
 
 import pytest
 
-from medcare_jax.planning.topologies import CHIPS, TopologyError, parse
+from medcare_jax.planning import topologies
+from medcare_jax.planning.topologies import CHIPS, TopologyError, compile_devices, parse
 
 
 def test_devices_and_chips():
@@ -30,3 +31,13 @@ def test_what_is_no_slice_is_refused_by_name(name):
 def test_no_slices_is_refused():
     with pytest.raises(TopologyError, match="slices = 0"):
         parse("v5e:4x4", slices=0)
+
+
+@pytest.mark.parametrize(("said", "reason"), [("", "RuntimeError"), ("no\nmore", "no")])
+def test_what_the_compiler_refuses_is_told_whatever_it_says(monkeypatch, said, reason):
+    def refuse(**asked):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(topologies.topologies, "get_topology_desc", refuse)
+    with pytest.raises(TopologyError, match=f"refuses topology 'v5e:4x4' x 1: {reason}\n"):
+        compile_devices(parse("v5e:4x4"))

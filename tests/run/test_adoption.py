@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, flatte
 from medcare_jax.run.convert import Conversion, convert
 from medcare_jax.run.restore import ATTENTION, open_model, read_adapters
 from medcare_jax.settings import make_settings
+from medcare_jax.sharding import ShardingError
 from tests.run.workdirs import make_workdir, write_base
 
 STEPS = 4  # of 8 rows, one of the 32 dialogues each
@@ -145,6 +147,16 @@ def test_a_base_alone(made, tmp_path):
     assert not (tmp_path / "w/mka").exists()
 
 
+def test_the_demos_files_are_reported_where_they_will_be(made, tmp_path):
+    demo = {"icd10.make": True, "mka.files": (), "da.files": ()}
+    adopt(made, tmp_path / "w", "base", **demo)
+    report = json.loads((tmp_path / "w/data_report.json").read_text())
+    for stage, name in (("mka", "1-stage"), ("da", "2-stage")):
+        (file,) = report[stage]["files"]
+        assert file["path"] == str(tmp_path / "w/data" / name / "train.json")
+        assert pathlib.Path(file["path"]).is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -152,11 +164,27 @@ def test_a_base_alone(made, tmp_path):
         ({"adapters.experts": 5}, r"adapters\.experts = 5, the source 3"),
         ({"base": "other"}, "with digest .* the source's base is base with"),
         ({"role": ALIGNMENT, "resume_at": "mka"}, "an alignment is learned in DA"),
+        ({"data.rows": 9}, r"data\.rows = 9 cannot be cut"),
     ],
 )
 def test_what_does_not_fit(made, tmp_path, arguments, message):
-    with pytest.raises((ConversionError, FileNotFoundError), match=message):
+    with pytest.raises((ConversionError, ShardingError), match=message):
         adopt(made, tmp_path / "w", "stage-1", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hand_over_that_the_host_cannot_do_is_refused(made, tmp_path, monkeypatch):
+    """A basis of data is decomposed on the CPU, which JAX may have been told to leave out."""
+    found = jax.local_devices
+
+    def without_cpu(*args, backend=None, **more):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return found(*args, **more)
+
+    monkeypatch.setattr(jax, "local_devices", without_cpu)
+    with pytest.raises(ValueError, match="add cpu to it, such as JAX_PLATFORMS=tpu,cpu"):
+        adopt(made, tmp_path / "w", "stage-2", role=ALIGNMENT)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ import pytest
 from configs import tiny
 from medcare_jax.conversion.bases import byte_tokenizer
 from medcare_jax.run.data import OverlapError, check_files, open_data
-from medcare_jax.run.outputs import data_warnings
+from medcare_jax.run.outputs import context_warnings, data_warnings
 from medcare_jax.settings import SettingsError, make_settings
 
 
@@ -91,7 +91,32 @@ def test_warnings_name_what_is_lost(settings, tmp_path):
     warnings = data_warnings(open_data(settings, byte_tokenizer(), tmp_path))
     assert "1 of 2 dialogues" in warnings[0]
     assert "data.row_length = 512 tokens and are dropped" in warnings[0]
-    assert "mka has only 1 steps" in warnings[1]
+    assert "mka has only 1 steps; raise mka.epochs or lower data.rows" in warnings[1]
+
+
+def test_few_steps_that_were_asked_for_are_said_to_be(settings, tmp_path):
+    training = write(tmp_path / "train.json", *map(str, range(40)))
+    settings = with_files(settings, tmp_path, training)
+    settings = dataclasses.replace(
+        settings,
+        mka=dataclasses.replace(settings.mka, max_steps=2, epochs=20),
+        data=dataclasses.replace(settings.data, rows=1),
+    )
+    warnings = data_warnings(open_data(settings, byte_tokenizer(), tmp_path))
+    assert "mka has only 2 steps; raise mka.max_steps" in warnings
+
+
+def test_dialogues_longer_than_the_context_are_warned_of_and_packed_rows_are_not(
+    settings, tmp_path
+):
+    settings = with_files(settings, tmp_path, write(tmp_path / "train.json", "a" * 200, "short"))
+    data = open_data(settings, byte_tokenizer(), tmp_path)
+    longest = data.mka.longest
+    assert 200 < longest < settings.data.row_length == 512
+    assert context_warnings(data, longest) == []
+    for name, said in zip(("mka", "da"), context_warnings(data, longest - 1), strict=True):
+        assert said.startswith(f"{name} has dialogues of up to {longest} tokens (data.row_length")
+        assert f"= 512), more than the base's context of {longest - 1} (max_position" in said
 
 
 def test_warnings_tell_the_cut_from_those_left_without_a_target(settings, tmp_path):

@@ -13,9 +13,11 @@ from medcare_jax.checkpoints import CheckpointError
 from medcare_jax.files import write_json
 from medcare_jax.orthogonality import extend_basis, project_tree
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE
-from medcare_jax.run.job import ConstraintError, Job, check_penalty
+from medcare_jax.run.job import ConstraintError, Job, check_penalty, open_run
 from medcare_jax.run.outputs import constraint_warnings
-from medcare_jax.settings import ConstraintSettings, make_settings
+from medcare_jax.run.progress import Display
+from medcare_jax.settings import ConstraintSettings, MeshSettings, make_settings
+from medcare_jax.sharding import make_mesh
 from medcare_jax.training.stages import protected_basis
 from medcare_jax.training.step import penalty_of
 from tests.run.workdirs import DA_STEPS, MKA_STEPS, make_workdir, write_base
@@ -169,3 +171,16 @@ def test_a_checkpoint_that_was_never_signed_decides_nothing(made, monkeypatch, t
     with pytest.raises(Began):
         begin(made._replace(workdir=tmp_path), monkeypatch, adapters={"alpha": 9.0})
     assert json.loads((tmp_path / "config.json").read_text())["adapters"]["alpha"] == 9.0
+
+
+def test_a_base_of_a_shorter_context_than_the_dialogues_is_said_at_the_start(tmp_path):
+    config = tiny.get_config()
+    config.base.random.max_position_embeddings = 64
+    settings = make_settings(config)
+    display, mesh = Display(is_shown=False), make_mesh(MeshSettings(fsdp=1), jax.devices()[:1])
+    said: list[str] = []
+    display.line = said.append
+    with jax.set_mesh(mesh):
+        open_run(settings, tmp_path, display, mesh)
+    warned = [line for line in said if "more than the base's context of 64" in line]
+    assert [line.split()[:2] for line in warned] == [["WARNING:", "mka"], ["WARNING:", "da"]]

@@ -1,13 +1,14 @@
 """What a run tells a person, and an export that is used, kept aside or written anew."""
 
 import dataclasses
+import json
 
 import pytest
 
 from configs import tiny
 from medcare_jax.conversion.report import write_report
 from medcare_jax.run.data import RunData
-from medcare_jax.run.outputs import data_summary, is_exported, options_of
+from medcare_jax.run.outputs import _curve, data_summary, is_exported, options_of
 from medcare_jax.settings import EvaluationSettings, make_settings
 
 ASKED = {"weights": "w", "dtype": "bfloat16"}
@@ -68,6 +69,19 @@ def test_a_whole_export_of_the_same_weights_is_there_already(exported, tmp_path)
     assert is_exported(exported, ASKED, said.append)
     assert not is_exported(tmp_path / "none", ASKED, said.append)
     assert said == []
+
+
+def test_a_step_that_was_left_out_is_no_point_of_the_curve_whatever_its_loss(tmp_path):
+    (tmp_path / "mka").mkdir()
+    same = {"learning_rate": 0.1, "tokens_per_second": 9.0}
+    losses, skipped = (3.0, None, 2.0, 8.0, 1.0), (0, 1, 1, 2, 2)
+    lines = [
+        json.dumps({"step": step, "loss": loss, "skipped": count, **same})
+        for step, (loss, count) in enumerate(zip(losses, skipped, strict=True), start=1)
+    ]
+    (tmp_path / "mka" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    curve = _curve(tmp_path, "mka", is_projected=False)
+    assert (curve.step, curve.loss) == ((1, 3, 5), (3.0, 2.0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import pathlib
 import shutil
 
+import jax
 import pytest
 
 from medcare_jax.checkpoints import CheckpointError
+from medcare_jax.conversion import hub
 from medcare_jax.models.aggregators import (
     ATTENTION_PROJECTIONS,
     DA_COMPONENTS,
@@ -15,8 +18,13 @@ from medcare_jax.models.aggregators import (
 )
 from medcare_jax.models.folding import fold
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, merge
+from medcare_jax.run import restore
+from medcare_jax.run.convert import open_run_source
 from medcare_jax.run.restore import ATTENTION, open_model, read_adapters
+from medcare_jax.run.subjects import Asked, open_subject
 from medcare_jax.run.workdir import WorkdirError
+from medcare_jax.settings import MeshSettings
+from medcare_jax.sharding import make_mesh
 from medcare_jax.training.stages import select
 from tests.run.workdirs import make_workdir, write_base
 
@@ -119,6 +127,42 @@ def test_another_base_is_refused(made, copy, tmp_path):
         open_model(copy, stage="mka")
 
 
+def opened(workdir):
+    open_model(workdir, stage="mka")
+
+
+def converted(workdir):
+    open_run_source(workdir, "mka", None)
+
+
+def evaluated(workdir):
+    open_subject(Asked(str(workdir)), make_mesh(MeshSettings(fsdp=1), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("act", [opened, converted, evaluated])
+@pytest.mark.parametrize("name", ["base", "models/base", "a/b/base"])
+def test_a_relative_base_that_is_not_here_says_from_where_it_is_looked_for(
+    copy, tmp_path, monkeypatch, act, name
+):
+    def unreachable(*_, **__):
+        raise FileNotFoundError("models/base is no path here, and the hub cannot be reached")
+
+    monkeypatch.setattr(hub, "fetch", unreachable)  # `models/base` may be a name of the hub
+    edit(copy / "config.json", lambda config: config["base"].update(path=name))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        act(copy)
+    assert f"base.path = {name!r}: a relative path is looked for from" in str(error.value)
+    assert f"{tmp_path}. Go to the folder that the run was started in" in str(error.value)
+
+
+def test_a_relative_base_is_found_where_the_run_was_started(made, copy, monkeypatch):
+    base = pathlib.Path(made.settings.base.path)
+    edit(copy / "config.json", lambda config: config["base"].update(path=base.name))
+    monkeypatch.chdir(base.parent)
+    converted(copy)
+
+
 @pytest.mark.slow
 def test_a_random_base_is_made_again(tmp_path):
     made = make_workdir(tmp_path / "w")
@@ -131,6 +175,15 @@ def test_a_random_base_is_made_again(tmp_path):
 def test_changed_adapter_settings_are_refused(copy):
     edit(copy / "config.json", lambda config: config["adapters"].update(alpha=9.0))
     with pytest.raises(CheckpointError, match=r"adapters\.alpha was 8\.0, config\.json says 9\.0"):
+        read_adapters(copy)
+
+
+def test_a_checkpoint_that_knows_less_of_the_adapters_than_we_do_is_refused(copy, monkeypatch):
+    for stage, step in (("mka", 3), ("da", 4)):
+        saved = copy / stage / "checkpoints" / str(step) / "meta" / "metadata"
+        edit(saved, lambda content: content["meta"].pop("adapters.use_rslora"))
+    monkeypatch.setattr(restore, "find_fault", lambda folder: None)
+    with pytest.raises(CheckpointError, match=r"says nothing of adapters\.use_rslora; an earlier"):
         read_adapters(copy)
 
 

@@ -46,6 +46,11 @@ def test_one_lora_is_of_the_size_of_knowledge_and_alignment_together(config):
     assert one.scale == two.scale
 
 
+def test_a_study_without_one_of_its_keys_is_refused(config):
+    with pytest.raises(SettingsError, match="config lacks seeds, baseline"):
+        make_study({key: config[key] for key in ("run", "cells", "facts")})
+
+
 def test_a_seed_changes_nothing_but_the_seed(config):
     study = make_study(config)
     settings = study.with_seed(study.cells[0], 7)
@@ -59,7 +64,14 @@ def test_a_seed_changes_nothing_but_the_seed(config):
         ({"seeds": ()}, "expected at least one"),
         ({"seeds": (1, 1)}, "each once"),
         ({"baseline": "nothing"}, "baseline = 'nothing'; allowed are none, penalty"),
-        ({"sedes": (0,)}, "unknown config key sedes"),
+        ({"sedes": (0,)}, "unknown config key sedes; did you mean seeds?"),
+        ({"seeds": 3}, "seeds = 3; expected a list"),
+        ({"facts": {"fcats": 8}}, "unknown config key facts.fcats; did you mean facts.facts?"),
+        ({"drawn": {"foldr": "x"}}, "unknown config key drawn.foldr; did you mean drawn.folder?"),
+        ({"drawn": {"folder": "x"}}, "config lacks drawn.exam, drawn.written"),
+        ({"cells": ({"nmae": "none"},)}, "cells[0] has no name; it has nmae"),
+        ({"cells": ({"name": "none", "da": 3},)}, "cells.none.da = 3; expected a section"),
+        ({"run": {}}, "config lacks base, compute"),
         ({"cells": ({"name": "none"}, {"name": "none"})}, "expected each name once"),
         ({"cells": ({"name": "none", "method": "magic"},)}, "cells.none.method = 'magic'"),
         ({"cells": ({"name": "none", "mka": {"epochs": 2}},)}, "cells.none changes mka"),

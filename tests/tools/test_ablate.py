@@ -48,6 +48,13 @@ def test_what_cannot_be_a_study_is_one_screen(tmp_path):
     assert not (tmp_path / "workdir").exists()
 
 
+def test_its_processes_find_each_other_by_the_flags_of_a_run(tmp_path):
+    done = run(tmp_path / "workdir", "--num_processes=2", "--process_id=0")
+    assert done.returncode == 1
+    assert "coordinator_address not given" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_killed_and_started_again_the_table_is_the_same(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"

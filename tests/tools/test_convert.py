@@ -538,6 +538,11 @@ class TestBadInput:
             assert code == 1
             assert "Give --source, --target and --to, or --verify" in said
 
+    def test_verifying_converts_and_uploads_nothing(self, convert, tmp_path):
+        code, said = convert(f"--verify={tmp_path}", "--push=me/new", "--dtype=float16")
+        assert code == 1
+        assert "--dtype, --push: without meaning beside --verify" in said
+
 
 class TestVerify:
     """An export against its own report."""
@@ -579,6 +584,11 @@ def test_a_name_that_cannot_be_pushed_to_is_refused_before_the_conversion(refuse
     plain = make_plain(tmp_path / "plain")
     said = refused("huggingface", plain, "--dtype=bfloat16", "--push=mine")
     assert "--push=mine: expected ORG/NAME or ORG/NAME@BRANCH" in said
+
+
+def test_a_workdir_is_not_pushed(refused, tmp_path):
+    plain = make_plain(tmp_path / "plain")
+    assert "--push uploads an export" in refused("checkpoint", plain, "--push=me/new")
 
 
 @pytest.mark.slow

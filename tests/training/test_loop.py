@@ -343,12 +343,13 @@ def test_sigterm_saves_ends_well_and_goes_on(tmp_path, left_alone_outside):
 
 def test_a_step_left_out_for_its_update_alone_is_noted_and_counted(tmp_path):
     """Loss and gradient are finite; only the step's own count says that it was left out."""
-    noted = []
+    noted, rates = [], []
     history = types.SimpleNamespace(
-        add=lambda *line: None, add_skipped=lambda step, records: noted.append((step, records))
+        add=lambda step, numbers: rates.append(numbers["learning_rate"]),
+        add_skipped=lambda step, records: noted.append((step, records)),
     )
     run = types.SimpleNamespace(
-        schedule=lambda step: 0.0,
+        schedule=float,
         folder=tmp_path,
         max_skipped=2,
         batches=types.SimpleNamespace(record_ids=lambda batch: [("a", f"file:{batch}")]),
@@ -360,6 +361,7 @@ def test_a_step_left_out_for_its_update_alone_is_noted_and_counted(tmp_path):
         reader.pending = (step, Metrics(**zeros | {"skipped": np.float32(skipped)}))
         reader.read_pending()
     assert noted == [(6, [("a", "file:5")])]
+    assert rates == [3, 4, 4]  # the step after one that is left out takes over its rate
     reader.pending = (8, Metrics(**zeros | {"skipped": np.float32(3)}))
     with pytest.raises(NonFiniteLossError, match="3 steps were left out, 2 may"):
         reader.read_pending()
