@@ -80,7 +80,7 @@ def _cells(table: Sequence[Row], study: Study) -> tuple[list[str], list[list[str
         f"alignment − {study.baseline}",
         f"knowledge NLL − {study.baseline}",
         f"alignment NLL − {study.baseline}",
-        "protected",
+        "basis width",
         "leak",
     ]
     body = []

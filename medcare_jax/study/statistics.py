@@ -32,7 +32,8 @@ class Row(NamedTuple):
       paired: Mean difference to the baseline over the seeds that both have, with its interval;
         empty for the baseline.
       leak: Largest over seeds, of the cell's own basis; None where there is none.
-      width: Mean share of the space that is protected; None where there is no basis.
+      width: Mean share of the space that the basis of the leak spans, whether or not anything keeps
+        the alignment off it; None where there is no basis.
     """
 
     cell: str

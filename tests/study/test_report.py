@@ -30,7 +30,7 @@ def test_the_table_has_means_paired_differences_and_what_they_are_over(tmp_path,
     assert found["knowledge after DA"].startswith("70.0 (")
     assert found["knowledge − none"] == "+25.0 (25.0 to 25.0)"
     assert found["alignment NLL − none"] == "+0.250 (0.250 to 0.250)"
-    assert (found["protected"], found["leak"]) == ("25.0 %", "1.0e-07")
+    assert (found["basis width"], found["leak"]) == ("25.0 %", "1.0e-07")
     assert "| span | 25.0 % | 50.0 % | 12.5 % |" in text
     assert "1 seed" in text
 
