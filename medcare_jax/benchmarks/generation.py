@@ -6,7 +6,7 @@ random or real; the prompts are random ids of varied length, since what they say
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,13 +66,7 @@ def measure(
             }
             runs.append({"contender": name, "batch": batch, **run, **speeds})
             report(f"{name}, batch {batch}: " + _speed(runs[-1]))
-    best = {
-        name: max(
-            (run for run in runs if run["contender"] == name),
-            key=lambda run: run["tokens_per_second"],
-        )
-        for name in contenders
-    }
+    best = {name: _best(run for run in runs if run["contender"] == name) for name in contenders}
     ours, theirs = best["medcare_jax"], best["transformers"]
     same = [a == b for a, b in zip(*outputs.values(), strict=True)]
     return {
@@ -120,6 +114,11 @@ def _fastest(
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu)
     return {"seconds": min(seconds), "cpu_seconds": min(cpu_seconds)}, made
+
+
+def _best(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The run with the most tokens per second."""
+    return max(runs, key=lambda run: run["tokens_per_second"])
 
 
 def _ours(opened: Opened) -> Generate:

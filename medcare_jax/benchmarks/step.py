@@ -86,14 +86,30 @@ def measure(
         )
     schedule = make_schedule(settings.mka, warmup + steps)
     rates = tuple(float(schedule(step)) for step in range(warmup + steps))
-    runs: dict[str, list[Measurement]] = {name: [] for name in contenders}
+    jobs = {name: Job(name, plain, rates, warmup, cores) for name in contenders}
+    runs, errors = _take_turns(jobs, repeats, report)
+    return _result(settings, runs, errors) | {
+        "config": plain,
+        "repeats": repeats,
+        "steps": steps,
+        "cores": cores or len(os.sched_getaffinity(0)),
+        "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
+        "load_average": [round(each, 2) for each in os.getloadavg()],
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def _take_turns(
+    jobs: Mapping[str, Job], repeats: int, report: Callable[[str], None]
+) -> tuple[dict[str, list[Measurement]], dict[str, str]]:
+    """What each contender's processes measured, and why those failed that did; ours may not."""
+    runs: dict[str, list[Measurement]] = {name: [] for name in jobs}
     errors: dict[str, str] = {}
     for repeat in range(repeats):
-        for name in contenders:
-            if name in errors:
-                continue
+        for name in [name for name in jobs if name not in errors]:
             try:
-                found = run_process(Job(name, plain, rates, warmup, cores))
+                found = run_process(jobs[name])
                 runs[name].append(found)
                 report(
                     f"{repeat + 1}/{repeats} {name}: {min(found.seconds):.2f} s, "
@@ -105,16 +121,7 @@ def measure(
                     raise
                 errors[name] = str(error)
                 report(f"{repeat + 1}/{repeats} {name} failed: {error}")
-    return _result(settings, runs, errors) | {
-        "config": plain,
-        "repeats": repeats,
-        "steps": steps,
-        "cores": cores or len(os.sched_getaffinity(0)),
-        "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
-        "load_average": [round(each, 2) for each in os.getloadavg()],
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-    }
+    return runs, errors
 
 
 def run_process(job: Job) -> Measurement:

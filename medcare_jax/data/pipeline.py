@@ -170,16 +170,8 @@ def make_batches(
     """
     weights = tuple(weights) or (1.0,) * len(files)
     _check_settings(files, weights, row_length, rows, epochs, over_long, seed)
-    examples = Examples()
     reader = ExampleReader(tokenizer, targets, row_length, over_long, on_bad_record, show_progress)
-    reports = tuple(
-        reader.read(path, examples, weight=weight)
-        for path, weight in zip(files, weights, strict=True)
-    )
-    if not len(examples):
-        raise ValueError(_nothing_left(reports, row_length))
-    _check_weights(reports)
-    examples.join()
+    examples, reports = _read(reader, files, weights, row_length)
     counts = [report.kept for report in reports]
     plan: list[tuple[int, ...]] = []
     for epoch in range(epochs):
@@ -212,6 +204,22 @@ class _SomeRows:
 
     def __getitem__(self, index: int) -> Batch:
         return self.batches._rows(int(index), self.rows)
+
+
+def _read(
+    reader: ExampleReader, files: Sequence[str | Path], weights: Sequence[float], row_length: int
+) -> tuple[Examples, tuple[FileReport, ...]]:
+    """The examples of all files, and the account of each."""
+    examples = Examples()
+    reports = tuple(
+        reader.read(path, examples, weight=weight)
+        for path, weight in zip(files, weights, strict=True)
+    )
+    if not len(examples):
+        raise ValueError(_nothing_left(reports, row_length))
+    _check_weights(reports)
+    examples.join()
+    return examples, reports
 
 
 def _plan_epoch(

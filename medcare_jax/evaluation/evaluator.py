@@ -4,6 +4,7 @@ A chunk is a fixed set of items that are computed together, and is done or not: 
 where another stopped meets the same chunks, so the same batches, so the same bits.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -108,7 +109,7 @@ def evaluate(
     journal = Journal(folder, _key(results), is_writer=is_writer) if write_samples else None
     first_says(True)  # all have read what was there before anyone finishes and takes it away
     work = [_Work(subject, task, options) for task in tasks]
-    try:
+    with contextlib.nullcontext() if journal is None else contextlib.closing(journal):
         for each in work:
             _answer(each, results, journal, write, on_done)
         results["status"] = "complete"
@@ -117,9 +118,6 @@ def evaluate(
         write()
         if journal is not None:
             journal.discard()
-    finally:
-        if journal is not None:
-            journal.close()
     return results
 
 

@@ -123,12 +123,7 @@ def answer_file(
     asked = json.dumps([file_digest(source), model, settings], sort_keys=True)
     with contextlib.closing(_Part(target, hashlib.sha256(asked.encode()).hexdigest())) as part:
         resumed = len(part.lines)
-        for number, prompt in enumerate(prompts):
-            if prompt.is_cut is None and number not in part.lines:
-                part.add(
-                    number, {"id": prompt.id, "output": None, "skipped": "longer than context"}
-                )
-        left = [number for number in range(len(prompts)) if number not in part.lines]
+        left = _note_skipped(prompts, part)
         ends = end_token_ids(tokenizer)
         rows = Sampler(decoder, params, end_ids=ends, pad_id=ends[0]).finished(
             [prompts[number].tokens for number in left],
@@ -145,14 +140,21 @@ def answer_file(
             part.add(left[index], line)
             on_done(len(part.lines), len(prompts))
         written = part.finish()
-    skipped = sum(prompt.is_cut is None for prompt in prompts)
     return Counts(
         prompts=len(prompts),
         resumed=resumed,
         cut=sum(bool(prompt.is_cut) for prompt in prompts),
-        skipped=skipped,
+        skipped=sum(prompt.is_cut is None for prompt in prompts),
         tokens=sum(line.get("tokens", 0) for line in written),
     )
+
+
+def _note_skipped(prompts: Sequence[Prompt], part: "_Part") -> list[int]:
+    """Writes a line for each prompt that is left out; which are still to be answered."""
+    for number, prompt in enumerate(prompts):
+        if prompt.is_cut is None and number not in part.lines:
+            part.add(number, {"id": prompt.id, "output": None, "skipped": "longer than context"})
+    return [number for number in range(len(prompts)) if number not in part.lines]
 
 
 def read_prompts(

@@ -121,25 +121,7 @@ def make_train_step(
         loss, grads = jax.tree.map(lambda x: x * share, summed(state, frozen, batch))
         penalty, grads = _add_penalty(constraint, state, frozen, grads)
         grad_norm = optax.tree.norm(grads)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in Adam's step count
-            updates, optimizer_state = optimizer.update(
-                grads, state.optimizer, state.learning, basis=state.basis
-            )
-        # A batch that gives no number must not reach Adam's moments, which would never forget it,
-        # and an update that is none must not reach the adapters.
-        norms = (loss, grad_norm, optax.tree.norm(updates))
-        is_sound = jnp.all(jnp.isfinite(jnp.stack(norms)))
-        learning, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(is_sound, new, old),
-            (optax.apply_updates(state.learning, updates), optimizer_state),
-            (state.learning, state.optimizer),
-        )
-        new = state._replace(
-            step=state.step + 1,
-            skipped=state.skipped + (~is_sound).astype(jnp.int32),
-            learning=learning,
-            optimizer=optimizer_state,
-        )
+        new = _advance(state, optimizer, grads, (loss, grad_norm))
         metrics = Metrics(
             loss=loss,
             penalty=penalty,
@@ -153,6 +135,35 @@ def make_train_step(
         return new, metrics
 
     return step
+
+
+def _advance(
+    state: TrainState,
+    optimizer: optax.GradientTransformationExtraArgs,
+    grads: Tree,
+    norms: tuple[Float[Array, ""], ...],
+) -> TrainState:
+    """The state after the update; but for its counts as it was, if the norms or it are no number.
+
+    A batch that gives none must not reach Adam's moments, which would never forget it, and an
+    update that is none must not reach the adapters.
+    """
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in Adam's step count
+        updates, optimizer_state = optimizer.update(
+            grads, state.optimizer, state.learning, basis=state.basis
+        )
+    is_sound = jnp.all(jnp.isfinite(jnp.stack((*norms, optax.tree.norm(updates)))))
+    learning, optimizer_state = jax.tree.map(
+        lambda new, old: jnp.where(is_sound, new, old),
+        (optax.apply_updates(state.learning, updates), optimizer_state),
+        (state.learning, state.optimizer),
+    )
+    return state._replace(
+        step=state.step + 1,
+        skipped=state.skipped + (~is_sound).astype(jnp.int32),
+        learning=learning,
+        optimizer=optimizer_state,
+    )
 
 
 def _summed_gradient(

@@ -92,12 +92,7 @@ def judge_folder(
     _rewrite_samples(folder / SAMPLES_FILE, marks)
     _enter(results, _by_task(folder / SAMPLES_FILE, names, marks))
     _name_judge(results, names, endpoint)
-    is_whole = all(
-        headline(task) is not None and not task["left_out"].get(LEFT_OUT)
-        for task in results["tasks"].values()
-        if task["items"]  # no item that fits the context: there is nothing to wait for
-    )
-    results["status"] = "complete" if is_whole else "partial"
+    results["status"] = "complete" if _is_whole(results) else "partial"
     write_results(folder, results)
     write_json(folder / RECORD_FILE, as_record(done))
     for line in _told(done, budget):
@@ -191,6 +186,15 @@ def _name_judge(results: Results, names: Sequence[str], endpoint: Endpoint) -> N
     judges = {task: judge for task, judge in known.items() if task in results["tasks"]}
     mine = {"url": endpoint.url, "model": endpoint.model, "rubric": RUBRIC_DIGEST}
     results["settings"]["judge"] = judges | dict.fromkeys(names, mine)
+
+
+def _is_whole(results: Results) -> bool:
+    """Whether nothing that was asked for is missing."""
+    return all(
+        headline(task) is not None and not task["left_out"].get(LEFT_OUT)
+        for task in results["tasks"].values()
+        if task["items"]  # no item that fits the context: there is nothing to wait for
+    )
 
 
 def _enter(results: Results, judged: dict[str, list[Sample]]) -> None:
