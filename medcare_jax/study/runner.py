@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from medcare_jax import distributed
 from medcare_jax.agreement import together
@@ -30,7 +29,7 @@ from medcare_jax.models.aggregators import FFN_PROJECTIONS, KNOWLEDGE_COMPONENTS
 from medcare_jax.orthogonality import max_leak
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run.context import Run
-from medcare_jax.run.handover import check_host, covariance, hand_over
+from medcare_jax.run.handover import covariance, hand_over
 from medcare_jax.run.job import Job, checked_mesh, open_run
 from medcare_jax.run.progress import Display
 from medcare_jax.run.workdir import hold
@@ -50,7 +49,8 @@ def run_study(study: Study, workdir: pathlib.Path, display: Display) -> None:
       WorkdirError, CheckpointError, StoppedEarly, ValueError, OSError: As `run/job.py`.
     """
     with together():
-        mesh = _checked_mesh(study)
+        # All cells share it; each is asked, so that none is refused after hours.
+        mesh, *_ = [checked_mesh(cell.settings) for cell in study.cells]
     with naming_full_disk(workdir), hold(workdir):
         # Cells differ in few programs, and seeds in none: each is compiled once for all of them.
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
@@ -61,14 +61,6 @@ def run_study(study: Study, workdir: pathlib.Path, display: Display) -> None:
                 if distributed.is_first():
                     report.write_study(workdir, study, results)
         display.line(f"report: {workdir / 'study.html'}")
-
-
-def _checked_mesh(study: Study) -> Mesh:
-    """The mesh of all cells; raises for what a cell would meet after hours, as the job does."""
-    mesh = checked_mesh(study.cells[0].settings)  # cells share mesh and data
-    for cell in study.cells:
-        check_host(cell.settings.constraint)
-    return mesh
 
 
 class SeedRuns:

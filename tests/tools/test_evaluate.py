@@ -55,31 +55,22 @@ def test_a_judge_without_an_address_is_refused(tmp_path):
     assert "nothing was sent" in done.stdout + done.stderr
 
 
-def test_a_judge_of_a_task_that_is_none_is_refused_before_anything_is_read(tmp_path):
-    done = evaluate(
-        "--model=/nowhere", "--data=/nowhere", f"--output={tmp_path / 'a'}", "--judge_tasks=MeQSun",
-        "--judge_url=http://127.0.0.1:9/v1", "--judge_model=m",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--data=/nowhere", "--judge_tasks=MeQSun"],
+            "unknown task 'MeQSun'; the nearest are meqsum",
+        ),
+        (["--prompts=p.jsonl"], "--prompts scores nothing"),
+        (["--data=/nowhere", "--no_samples"], "--no_samples keeps no answers"),
+    ],
+)
+def test_a_judge_with_nothing_to_mark_is_refused_before_a_model_is_opened(tmp_path, flags, said):
+    judge = ("--judge_url=http://127.0.0.1:9/v1", "--judge_model=m")
+    done = evaluate("--model=/nowhere", f"--output={tmp_path / 'a'}", *judge, *flags)
     assert done.returncode != 0
-    assert "unknown task 'MeQSun'; the nearest are meqsum" in done.stdout + done.stderr
-
-
-def test_prompts_are_refused_a_judge_before_a_model_is_opened(tmp_path):
-    done = evaluate(
-        "--model=/nowhere", "--prompts=p.jsonl", f"--output={tmp_path / 'a.jsonl'}",
-        "--judge_url=http://127.0.0.1:9/v1", "--judge_model=m",
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "--prompts scores nothing" in done.stdout + done.stderr
-
-
-def test_answers_that_are_not_kept_are_refused_a_judge_before_a_model_is_opened(tmp_path):
-    done = evaluate(
-        "--model=/nowhere", "--data=d", f"--output={tmp_path / 'a'}", "--no_samples",
-        "--judge_url=http://127.0.0.1:9/v1", "--judge_model=m",
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "--no_samples keeps no answers" in done.stdout + done.stderr
+    assert said in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,9 @@ REFERENCE: dict[str, Rule] = {
 }
 """The reference's functions by name; its `record_acc` is `any_text`."""
 
-_WORD = r"I['’]|[AI]\s+(?!(?:and|as|because|is|or|since)\b)[a-z]"
+_PROSE = r"\s+(?!(?:and|are|as|because|is|or|since)\b)[a-z]"
+"""What follows a word and not a letter that was given."""
+_WORD = rf"I['’]|[AI]{_PROSE}"
 """A pronoun or an article: `I believe`, `A patient`."""
 _SENTENCE = r"[A-Z]\s+(?:is|was|would|does|has|can|cannot|could|may|might)\b"
 _CLAUSE = r"[A-Z]\s*(?:选项|项)?\s*(?![和与及或])[\u4e00-\u9fff]"
@@ -131,8 +133,9 @@ _LEAD = r"(?:[\s:：(（\[【{*_\"'“$]|\\(?:boxed|text|textbf|mathrm)(?=\{)|\b
 _GIVEN = re.compile(
     rf"{_LEAD}(?P<given>[A-Z](?:(?:{_LISTED}|{_PAUSED})[A-Z](?![A-Za-z]))*)(?![A-Za-z])"
 )
-_RUN_ENDS = r"(?![A-Za-z]|\s+(?!(?:and|are|as|because|is|or|since)\b)[a-z])"  # not `ACE inhibitors`
-_GIVEN_RUN = re.compile(rf"{_LEAD}(?P<given>[A-Z]{{2,}}){_RUN_ENDS}")
+_GIVEN_RUN = re.compile(
+    rf"{_LEAD}(?P<given>[A-Z]{{2,}})(?![A-Za-z]|{_PROSE})"
+)  # not `ACE inhibitors`
 _ALTERNATIVE = re.compile(r"[)）\]】}*_$\"'”\s,，]*(?:\bor\b|或)")
 
 
