@@ -44,7 +44,8 @@ def get_config() -> ml_collections.ConfigDict:
     # full | attention | qkv | ffn | products | none: the backward pass computes again less and less
     # and memory grows; models/decoder.py says what each keeps, tools/plan.py what fits.
     config.compute.remat = "full"
-    config.compute.attention = "auto"  # splash on TPU, else xla; or one of xla | cudnn | splash
+    # auto: splash on TPU, blocks on CPU, else xla; or one of xla | blocks | cudnn | splash
+    config.compute.attention = "auto"
     config.compute.loss_chunk = 256  # positions of each row whose logits exist at once
 
     config.mesh = ml_collections.ConfigDict()

@@ -55,7 +55,7 @@ class BaseSettings:
             )
 
 
-ATTENTION_KERNELS = ("auto", "xla", "cudnn", "splash")
+ATTENTION_KERNELS = ("auto", "xla", "blocks", "cudnn", "splash")
 REMAT_POLICIES = ("full", "attention", "qkv", "ffn", "products", "none")
 """From least memory to least time; models/decoder.py says what each keeps."""
 

@@ -48,7 +48,7 @@ RULES = [
     (
         "compute.attention",
         "flash",
-        "compute.attention = 'flash'; allowed are auto, xla, cudnn, splash",
+        "compute.attention = 'flash'; allowed are auto, xla, blocks, cudnn, splash",
     ),
     ("compute.loss_chunk", 0, "compute.loss_chunk = 0; must be at least 1"),
     ("mesh.data", 0, "mesh.data, fsdp, tensor = (0, -1, 1); each at least 1, and at most one -1"),

@@ -2,13 +2,14 @@
 
 Packed rows are compared with the reference's batches: four dialogues, padded to the longest. Both
 go through the same step, forward and backward without the optimiser, whose cost does not depend
-on them. A padded batch's time is measured at five lengths and interpolated for the others: a
+on them. Packed rows hold dialogues of the real lengths, since attention may leave out what is
+between them. A padded batch's time is measured at five lengths and interpolated for the others: a
 program for each of a thousand shapes would only measure the compiler.
 """
 
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,9 +18,9 @@ import optax
 from rich.table import Table
 
 from medcare_jax.benchmarks.jax_step import make_params
-from medcare_jax.benchmarks.weights import draw_tokens
+from medcare_jax.data.chat import Example
 from medcare_jax.data.examples import ExampleReader, Examples, FileReport
-from medcare_jax.data.packing import Batch, plan_rows
+from medcare_jax.data.packing import Batch, pack_row, plan_rows, stack_rows
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.families import decoder_settings
 from medcare_jax.params import BASE, split
@@ -35,6 +36,8 @@ GROUP = 4  # dialogues of the reference's micro-batch
 DEVICES = 4  # of the reference's run, which wait for each other
 _SHAPES = 5
 _Report = Callable[[str], None]
+Rows = Sequence[Sequence[int]]
+"""The lengths of the dialogues of each row."""
 
 
 def measure(
@@ -64,18 +67,18 @@ def measure(
     lengths, counts = _read_lengths(settings, data, tokenizer)
     order = np.random.default_rng(settings.seed).permutation(lengths)
     row_length = settings.data.row_length
-    packed = len(plan_rows(order.tolist(), row_length))
+    rows = [order[list(row)].tolist() for row in plan_rows(order.tolist(), row_length)]
     result: dict[str, Any] = {
         "dialogues": counts.kept,
         "over_long": counts.over_long,
         "row_length": row_length,
         "mean_tokens": float(lengths.mean()),
-        "real_share_packed": float(lengths.sum() / (packed * row_length)),
+        "real_share_packed": float(lengths.sum() / (len(rows) * row_length)),
         "real_share_padded": padded_share(order, GROUP),
         "real_share_padded_of_waiting_devices": padded_share(order, GROUP * DEVICES),
     }
     if is_timed:
-        result |= _time(settings, order, result["real_share_packed"], repeats, report)
+        result |= _time(settings, order, rows, repeats, report)
     return result
 
 
@@ -122,18 +125,22 @@ def _read_lengths(
 
 
 def _time(
-    settings: Settings, order: np.ndarray, packed_share: float, repeats: int, report: _Report
+    settings: Settings, order: np.ndarray, rows: Rows, repeats: int, report: _Report
 ) -> dict[str, Any]:
     """Useful tokens per second of packed rows and of padded batches, and their ratio."""
     groups = order[: len(order) // GROUP * GROUP].reshape(-1, GROUP)
     longest = groups.max(axis=1)
     lengths = sorted({int(each) for each in np.quantile(longest, np.linspace(0, 1, _SHAPES))})
     row_length = settings.data.row_length
-    shapes = [(GROUP, length) for length in lengths] + [(settings.data.rows, row_length)]
-    seconds, cpu_seconds = _time_shapes(settings, shapes, repeats, report)
+    # A window's first rows hold its longest dialogues: some from everywhere stand for all.
+    places = np.linspace(0, len(rows) - 1, settings.data.rows).astype(int)
+    batches = [_batch([[length]] * GROUP, length) for length in lengths]
+    batches.append(_batch([rows[place] for place in places], row_length))
+    seconds, cpu_seconds = _time_batches(settings, batches, repeats, report)
+    real_share = order.sum() / (len(rows) * row_length)
     result = {}
     for name, found in (("second", seconds), ("cpu_second", cpu_seconds)):
-        packed = packed_share * settings.data.rows * row_length / found[-1]
+        packed = real_share * batches[-1].tokens.size / found[-1]
         padded = groups.sum() / padded_seconds(longest, dict(zip(lengths, found, strict=False)))
         result[f"useful_tokens_per_{name}_packed"] = float(packed)
         result[f"useful_tokens_per_{name}_padded"] = float(padded)
@@ -141,10 +148,10 @@ def _time(
     return result
 
 
-def _time_shapes(
-    settings: Settings, shapes: list[tuple[int, int]], repeats: int, report: _Report
+def _time_batches(
+    settings: Settings, batches: list[Batch], repeats: int, report: _Report
 ) -> tuple[list[float], list[float]]:
-    """Least seconds and CPU-seconds of a step on each shape, the shapes taking turns."""
+    """Least seconds and CPU-seconds of a step on each batch, the batches taking turns."""
     decoder = Decoder(
         decoder_settings(settings.base.random), settings.adapters, MKA.components, settings.compute
     )
@@ -154,26 +161,23 @@ def _time_shapes(
     state = make_state(trees, optimizer, jax.random.key(settings.seed), {})
     chunk = settings.compute.loss_chunk
     step = jax.jit(make_train_step(decoder, optimizer, None, accumulation=1, loss_chunk=chunk))
-    batches = [_full_batch(shape, decoder.settings.vocab_size) for shape in shapes]
-    found: list[tuple[list[float], list[float]]] = [([], []) for _ in shapes]
+    found: list[tuple[list[float], list[float]]] = [([], []) for _ in batches]
     for repeat in range(repeats + 1):  # the first one compiles
-        for shape, batch, (seconds, cpu_seconds) in zip(shapes, batches, found, strict=True):
+        for batch, (seconds, cpu_seconds) in zip(batches, found, strict=True):
             start, cpu_start = time.perf_counter(), time.process_time()
             jax.block_until_ready(step(state, frozen, batch))
             if repeat:
                 seconds.append(time.perf_counter() - start)
                 cpu_seconds.append(time.process_time() - cpu_start)
-                report(
-                    f"{repeat}/{repeats} {shape}: {seconds[-1]:.2f} s, {cpu_seconds[-1]:.2f} CPU-s"
-                )
+                shown = f"{seconds[-1]:.2f} s, {cpu_seconds[-1]:.2f} CPU-s"
+                report(f"{repeat}/{repeats} {batch.tokens.shape}: {shown}")
     return [min(seconds) for seconds, _ in found], [min(seconds) for _, seconds in found]
 
 
-def _full_batch(shape: tuple[int, int], vocab_size: int) -> Batch:
-    """Rows without padding: a step's time does not depend on which of its slots are real."""
-    tokens = draw_tokens(0, shape, vocab_size)
-    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-    return Batch(tokens, positions, np.ones_like(tokens), positions > 0)
+def _batch(rows: Rows, row_length: int) -> Batch:
+    """Rows of dialogues of these lengths; a step's time does not depend on what they say."""
+    dialogue = lambda length: Example(np.zeros(length, np.int32), np.ones(length, bool))
+    return stack_rows([pack_row([*map(dialogue, lengths)], row_length) for lengths in rows])
 
 
 def table(result: Mapping[str, Any]) -> Table:

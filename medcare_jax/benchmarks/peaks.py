@@ -1,6 +1,7 @@
 """How fast a device could do arithmetic at the most."""
 
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,30 @@ def stated_peak(device_kind: str) -> float | None:
 
 def measured_cpu_peak(repeats: int = 5) -> float:
     """FLOP per CPU-second of a large float32 matmul here: what a step could reach at most."""
-    square = np.random.default_rng(0).standard_normal((_PROBE_WIDTH, _PROBE_WIDTH), np.float32)
-    x = jax.device_put(square, jax.devices("cpu")[0])
+    x = jax.device_put(_square(), jax.devices("cpu")[0])
     product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
+    return _fastest(lambda: product(x, x).block_until_ready(), repeats)
+
+
+def measured_torch_peak(repeats: int = 5) -> float:
+    """The same by PyTorch."""
+    import torch
+
+    x = torch.from_numpy(_square())
+    return _fastest(lambda: torch.matmul(x, x), repeats)
+
+
+def _square() -> np.ndarray:
+    """A matrix large enough that nothing counts but its product."""
+    return np.random.default_rng(0).standard_normal((_PROBE_WIDTH, _PROBE_WIDTH), np.float32)
+
+
+def _fastest(product: Callable[[], object], repeats: int) -> float:
+    """FLOP per CPU-second of the fastest of some products, after one that warms up."""
+    product()
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
-        product(x, x).block_until_ready()
+        product()
         seconds.append(time.process_time() - start)
     return 2 * _PROBE_WIDTH**3 / min(seconds)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from medcare_jax.models.blockwise import BLOCK, Blocks, attend_blocks, visible_blocks
 from medcare_jax.models.families import DecoderSettings
 from medcare_jax.models.splash import is_cuttable, splash_attend
 from medcare_jax.shapes import AttentionMask, Keys, Positions, Queries, Segments
@@ -85,28 +86,36 @@ ATTENDED = "attended"
 """What remat policies call the output of attention."""
 
 
-def choose_kernel(name: str, *, rows: int, heads: int) -> str:
-    """The kernel for whole rows: the one that is named; for `auto` splash wherever it can run.
+def choose_kernel(name: str, *, rows: int, length: int, heads: int) -> str:
+    """The kernel for whole rows: the one that is named; for `auto` the best that can run here.
 
     Args:
       name: As in `compute.attention`.
       rows: Of the batch, which the mesh must be able to cut for splash.
-      heads: Of keys and values, likewise.
+      length: Of the rows; blocks spare nothing where there is one alone.
+      heads: Of keys and values, which the mesh must be able to cut for splash.
     """
     if name != "auto":
         return name
-    return "splash" if current_platform() == "tpu" and is_cuttable(rows, heads) else "xla"
+    if current_platform() == "tpu":
+        return "splash" if is_cuttable(rows, heads) else "xla"
+    return "blocks" if current_platform() == "cpu" and length > BLOCK else "xla"
 
 
-def visible(segments: Segments, kernel: str) -> AttentionMask | Segments:
-    """What `attend_packed` has to know of which tokens see which: a mask, or just segments."""
+Visible = AttentionMask | Segments | Blocks
+
+
+def visible(segments: Segments, kernel: str) -> Visible:
+    """What `attend_packed` has to know of which tokens see which: a mask, segments or blocks."""
+    if kernel == "blocks":
+        return visible_blocks(segments)
     return segments if kernel == "splash" else packed_mask(segments)
 
 
-def attend_packed(
-    q: Queries, k: Keys, v: Keys, seen: AttentionMask | Segments, *, kernel: str
-) -> Queries:
+def attend_packed(q: Queries, k: Keys, v: Keys, seen: Visible, *, kernel: str) -> Queries:
     """Attention within packed rows, `seen` as `visible` makes it; [b, t, n, h] like q."""
+    if isinstance(seen, Blocks):
+        return attend_blocks(q, k, v, seen, residual_name=ATTENDED)
     if seen.ndim == 2:
         return splash_attend(q, k, v, seen, residual_name=ATTENDED)
     implementation = "cudnn" if kernel == "cudnn" else "xla"

@@ -19,6 +19,7 @@ from medcare_jax.models.aggregators import (
 from medcare_jax.models.attention import (
     ATTENDED,
     KVCache,
+    Visible,
     attend_cached,
     attend_packed,
     cached_mask,
@@ -29,7 +30,7 @@ from medcare_jax.models.families import DecoderSettings
 from medcare_jax.models.lora import RANKS
 from medcare_jax.models.rotary import Rotations, make_rotations, rope_frequencies, rotate
 from medcare_jax.settings import DTYPES, AdapterSettings, ComputeSettings
-from medcare_jax.shapes import AttentionMask, Hidden, Logits, Params, Positions, Segments, Tokens
+from medcare_jax.shapes import Hidden, Logits, Params, Positions, Segments, Tokens
 from medcare_jax.sharding import shard_batch
 
 LayerCache = tuple[Array, Array] | None
@@ -88,7 +89,7 @@ class Attention(_Part):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, rotations: Rotations, mask: AttentionMask | Segments, cache: LayerCache
+        self, x: Hidden, rotations: Rotations, mask: Visible, cache: LayerCache
     ) -> tuple[Hidden, LayerCache]:
         """The attended values; with a cache also the new tokens' keys and values, [b, t, k, h]."""
         q, k, v = self._heads(x)
@@ -135,7 +136,7 @@ class Block(_Part):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, rotations: Rotations, mask: AttentionMask | Segments, cache: LayerCache
+        self, x: Hidden, rotations: Rotations, mask: Visible, cache: LayerCache
     ) -> tuple[Hidden, LayerCache]:
         """The residual stream after the layer, and what `Attention` returns beside."""
         parts = (self.settings, self.adapters, self.components, self.compute)
@@ -182,7 +183,7 @@ class Trunk(_Part):
         self,
         tokens: Tokens,
         positions: Positions,
-        mask: AttentionMask | Segments,
+        mask: Visible,
         cache: LayerCache,
     ) -> tuple[Hidden, LayerCache]:
         """Hidden states after the final norm, and the new keys and values of all layers."""
@@ -261,7 +262,10 @@ class Decoder(nn.Module):
             self.lm_head(jnp.zeros((1, 1, self.settings.hidden_size)))
         if cache is None:
             kernel = choose_kernel(
-                self.compute.attention, rows=len(tokens), heads=self.settings.num_kv_heads
+                self.compute.attention,
+                rows=len(tokens),
+                length=tokens.shape[1],
+                heads=self.settings.num_kv_heads,
             )
             # Initial values are made from one row, which a mesh cannot cut for the kernel.
             kernel = "xla" if self.is_initializing() else kernel

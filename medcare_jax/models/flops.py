@@ -1,4 +1,4 @@
-"""The arithmetic that a step of LoRA cannot do without: what speed is measured against."""
+"""Arithmetic that a step or a continuation cannot do without: what speed is measured against."""
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,37 @@ def useful_flops(decoder: Decoder, length: int) -> float:
       decoder: With the adapters that learn.
       length: Tokens of a sequence.
     """
+    layers, output, adapters = _matrices(decoder)
+    s = decoder.settings
+    attention = 2 * length * s.num_heads * s.head_dim * s.num_layers
+    return float(4 * (layers + output) + 3 * attention + 3 * 2 * adapters)
+
+
+def continuation_flops(decoder: Decoder, prompt: int, new: int) -> float:
+    """Forward FLOPs of `new` tokens after a prompt, with a cache of what was read before.
+
+    All tokens but the last go through the layers and attend to those before them; the output
+    matrix is needed for the new ones alone.
+
+    Args:
+      decoder: The model with its adapters.
+      prompt: Tokens of the prompt.
+      new: Tokens made.
+    """
+    layers, output, adapters = _matrices(decoder)
+    read = prompt + new - 1
+    s = decoder.settings
+    attention = 4 * s.num_heads * s.head_dim * s.num_layers * read * (read + 1) / 2
+    return float(2 * (layers + adapters) * read + 2 * output * new + attention)
+
+
+def _matrices(decoder: Decoder) -> tuple[int, int, int]:
+    """Weights that a token is multiplied by: in the base's layers, in its output, in adapters."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(decoder.init, jax.random.key(0), tokens, tokens, tokens)["params"]
     trees = split(shapes)
     kernels = [leaf for path, leaf in flatten(trees.pop(BASE)).items() if path.endswith("kernel")]
-    matrices = count(kernels)
     s = decoder.settings
-    if s.tie_word_embeddings:
-        matrices += s.vocab_size * s.hidden_size
-    attention = 2 * length * s.num_heads * s.head_dim * s.num_layers
-    return float(4 * matrices + 3 * attention + 3 * 2 * count(trees))
+    output = s.vocab_size * s.hidden_size
+    layers = count(kernels) - (0 if s.tie_word_embeddings else output)
+    return layers, output, count(trees)

@@ -18,7 +18,7 @@ from medcare_jax.models.flops import useful_flops
 from medcare_jax.planning import hlo, memory, program
 from medcare_jax.planning.bases import base_shape
 from medcare_jax.planning.topologies import Topology, compile_devices
-from medcare_jax.settings import Settings
+from medcare_jax.settings import Settings, SettingsError
 from medcare_jax.sharding import check_rows, make_mesh
 
 ATTENTION_USE = 0.5
@@ -36,6 +36,11 @@ def make_plan(settings: Settings, stage: str, topology: Topology) -> dict[str, A
     Raises:
       SettingsError, TopologyError, ShardingError: What was asked for cannot exist.
     """
+    if settings.compute.attention == "blocks":
+        raise SettingsError(
+            "compute.attention = 'blocks'; how often its loops run depends on the dialogues, which "
+            "a plan does not know: leave it at auto, which takes splash on a TPU"
+        )
     decoder, source = base_shape(settings.base)
     mesh = make_mesh(settings.mesh, compile_devices(topology))
     check_model(mesh, decoder)

@@ -20,4 +20,6 @@ def test_both_sides_make_the_same_tokens_and_all_of_them(tmp_path):
     ours, theirs = (result["best"][name] for name in ("medcare_jax", "transformers"))
     expected = ours["tokens_per_second"] / theirs["tokens_per_second"]
     assert result["speedup"]["second"] == pytest.approx(expected)
+    peak = result["speedup_at_most"] * theirs["tokens_per_cpu_second"] * result["flops"] / (3 * 4)
+    assert peak > result["flops"] / ours["cpu_seconds"]  # of a tiny model most of it is overhead
     assert len(said) == 2

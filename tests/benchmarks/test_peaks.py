@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
-from medcare_jax.benchmarks.peaks import measured_cpu_peak, stated_peak
+from medcare_jax.benchmarks.peaks import measured_cpu_peak, measured_torch_peak, stated_peak
 
 
 def test_peaks_of_devices():
@@ -16,3 +17,8 @@ def test_the_measured_peak_is_a_rate_of_real_work():
     seconds = jax.jit(jnp.matmul).lower(jnp.ones((8, 8)), jnp.ones((8, 8))).compile()
     assert seconds.cost_analysis()["flops"] >= 2 * 8**3 - 8**2
     assert 1e8 < measured_cpu_peak(1) < 1e13
+
+
+@pytest.mark.torch
+def test_the_same_by_torch():
+    assert 1e8 < measured_torch_peak(1) < 1e13

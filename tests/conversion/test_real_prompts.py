@@ -23,7 +23,7 @@ from medcare_jax.params import ALIGNMENT, KNOWLEDGE
 from medcare_jax.run.opening import open_folded
 from medcare_jax.settings import AdapterSettings, ComputeSettings
 
-PROMPTS, LONGEST, BATCH = 1000, 120, 40
+PROMPTS, LONGEST, BATCH = 1000, 160, 40
 ADAPTERS = AdapterSettings(rank=8, alpha=16.0, dropout=0.0)
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]

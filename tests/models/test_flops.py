@@ -5,7 +5,7 @@ import pytest
 from medcare_jax.models.aggregators import DA_COMPONENTS, MKA_COMPONENTS, NO_ADAPTERS
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.families import decoder_settings
-from medcare_jax.models.flops import useful_flops
+from medcare_jax.models.flops import continuation_flops, useful_flops
 from medcare_jax.planning.bases import base_shape
 from medcare_jax.settings import AdapterSettings, BaseSettings
 from tests.helpers import FLOAT32, TINY
@@ -69,3 +69,16 @@ def test_grouped_keys_and_each_stage_by_hand():
     )
     assert mka == 4 * base + 3 * (attention + s.num_layers * (ranks + routers + knowledge))
     assert da == 4 * base + 3 * (attention + s.num_layers * 2 * 3 * 2 * (d + f))
+
+
+def test_a_continuation_token_by_token():
+    s, (prompt, new) = TINY["qwen2"], (5, 3)
+    d, f, q, kv = s.hidden_size, s.intermediate_size, 24, 12
+    expected = 2 * d * s.vocab_size  # the first new token is read off the prompt
+    for read in range(1, prompt + new):  # the last new token is never read
+        matmuls = 2 * s.num_layers * (2 * d * (q + kv) + 3 * d * f)
+        attention = 4 * read * s.num_heads * s.head_dim * s.num_layers
+        output = 2 * d * s.vocab_size if read > prompt else 0
+        expected += matmuls + attention + output
+    plain = Decoder(s, AdapterSettings(), NO_ADAPTERS, FLOAT32)
+    assert continuation_flops(plain, prompt, new) == expected

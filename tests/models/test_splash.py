@@ -69,13 +69,15 @@ def test_on_a_mesh_rows_and_heads_are_cut():
 def test_auto_takes_splash_where_the_mesh_can_cut_for_it(monkeypatch, rows, heads, chosen):
     monkeypatch.setattr("medcare_jax.models.attention.current_platform", lambda: "tpu")
     with jax.set_mesh(make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))):
-        assert choose_kernel("auto", rows=rows, heads=heads) == chosen
-    assert choose_kernel("auto", rows=rows, heads=heads) == "splash"  # no mesh, nothing to cut
+        assert choose_kernel("auto", rows=rows, length=3072, heads=heads) == chosen
+    # Without a mesh there is nothing to cut.
+    assert choose_kernel("auto", rows=rows, length=3072, heads=heads) == "splash"
 
 
 def test_the_kernel_that_is_named_is_taken():
-    assert choose_kernel("auto", rows=1, heads=1) == "xla"  # tests run on CPU
-    assert choose_kernel("splash", rows=1, heads=1) == "splash"
+    assert choose_kernel("auto", rows=1, length=3072, heads=1) == "blocks"  # tests run on CPU
+    assert choose_kernel("auto", rows=1, length=64, heads=1) == "xla"
+    assert choose_kernel("splash", rows=1, length=3072, heads=1) == "splash"
     q, k, v, _ = draw(1, 128, 2, 2, 32)
     segments = packed(1, 128)
     named = attend_packed(q, k, v, segments, kernel="splash")

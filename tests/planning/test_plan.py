@@ -10,6 +10,7 @@ from medcare_jax.planning.bases import base_shape
 from medcare_jax.planning.plan import _fit, make_plan
 from medcare_jax.planning.topologies import parse
 from medcare_jax.planning.worker import PlanError, plan_in_subprocess
+from medcare_jax.settings import SettingsError
 from tests.planning.runs import settings
 
 
@@ -44,6 +45,11 @@ def test_what_the_compiler_refuses_by_less_than_its_figure_shows_does_not_fit(mo
     assert plan["fits"] is False
     assert "does not fit" in screen.summary(plan)
     assert "DOES NOT FIT" in screen.render(plan)
+
+
+def test_attention_whose_work_depends_on_the_dialogues_is_not_planned():
+    with pytest.raises(SettingsError, match="which a plan does not know: leave it at auto"):
+        make_plan(settings(**{"compute.attention": "blocks"}), "mka", parse("v5e:2x2"))
 
 
 @pytest.mark.parametrize(
