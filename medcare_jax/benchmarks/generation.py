@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from medcare_jax.benchmarks.peaks import measured_cpu_peak, measured_torch_peak
+from medcare_jax.benchmarks.peaks import measured_peaks
 from medcare_jax.conversion.huggingface import save_huggingface
 from medcare_jax.generation.sampler import Sampler
 from medcare_jax.models.flops import continuation_flops
@@ -49,8 +49,9 @@ def measure(
       JSON-able: the setting, `runs` (contender, batch, seconds, cpu_seconds, tokens_per_second,
       tokens_per_cpu_second), the `best` of each, `speedup` by wall and by CPU-seconds,
       `speedup_at_most` by CPU-seconds, which a program would have that does nothing but the
-      arithmetic that cannot be spared, as fast as the faster of both libraries multiplies large
-      matrices here, and `identical`, the share of prompts whose tokens are the same on both sides.
+      arithmetic that cannot be spared (`flops`), as fast as the fastest library multiplies large
+      matrices here (`matmul_peaks`, FLOP per CPU-second), and `identical`, the share of prompts
+      whose tokens are the same on both sides.
     """
     random = np.random.default_rng(seed)
     lengths = random.integers(_SHORTEST, _LONGEST + 1, prompts)
@@ -74,7 +75,8 @@ def measure(
     ours, theirs = best["medcare_jax"], best["transformers"]
     same = [a == b for a, b in zip(*outputs.values(), strict=True)]
     flops = sum(continuation_flops(opened.decoder, int(n), new_tokens) for n in lengths)
-    at_most = max(measured_cpu_peak(), measured_torch_peak()) * prompts * new_tokens / flops
+    peaks = measured_peaks()
+    at_most = max(peaks.values()) * prompts * new_tokens / flops
     return {
         "prompts": prompts,
         "prompt_tokens": int(lengths.sum()),
@@ -86,6 +88,7 @@ def measure(
             for unit in ("second", "cpu_second")
         },
         "flops": flops,
+        "matmul_peaks": peaks,
         "speedup_at_most": at_most / theirs["tokens_per_cpu_second"],
         "identical": sum(same) / len(same),
     }

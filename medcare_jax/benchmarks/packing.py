@@ -132,8 +132,8 @@ def _time(
     longest = groups.max(axis=1)
     lengths = sorted({int(each) for each in np.quantile(longest, np.linspace(0, 1, _SHAPES))})
     row_length = settings.data.row_length
-    # A window's first rows hold its longest dialogues: some from everywhere stand for all.
-    places = np.linspace(0, len(rows) - 1, settings.data.rows).astype(int)
+    # As training meets them: a window's first rows hold its longest dialogues.
+    places = np.random.default_rng(settings.seed).permutation(len(rows))[: settings.data.rows]
     batches = [_batch([[length]] * GROUP, length) for length in lengths]
     batches.append(_batch([rows[place] for place in places], row_length))
     seconds, cpu_seconds = _time_batches(settings, batches, repeats, report)

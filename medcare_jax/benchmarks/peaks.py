@@ -36,12 +36,17 @@ def measured_cpu_peak(repeats: int = 5) -> float:
     return _fastest(lambda: product(x, x).block_until_ready(), repeats)
 
 
-def measured_torch_peak(repeats: int = 5) -> float:
-    """The same by PyTorch."""
+def measured_peaks(repeats: int = 5) -> dict[str, float]:
+    """The same by each library that multiplies here."""
     import torch
 
-    x = torch.from_numpy(_square())
-    return _fastest(lambda: torch.matmul(x, x), repeats)
+    x = _square()
+    of_torch = torch.from_numpy(x)
+    return {
+        "jax": measured_cpu_peak(repeats),
+        "torch": _fastest(lambda: torch.matmul(of_torch, of_torch), repeats),
+        "numpy": _fastest(lambda: np.matmul(x, x), repeats),
+    }
 
 
 def _square() -> np.ndarray:

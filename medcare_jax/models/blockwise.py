@@ -1,8 +1,8 @@
 """Causal attention of packed rows in blocks, where no accelerator's kernel does it.
 
 A block of queries meets only those blocks of keys that it can see something of: none above the
-diagonal, none before the dialogue of its first token. So a packed row costs what its dialogues
-cost, and no matrix of all scores [t, s] ever exists, in either direction.
+diagonal, none before the first dialogue that any row of the batch has there. So packed rows cost
+little more than their dialogues, and nothing of size [t, s] ever exists, in either direction.
 
 Source: FlashAttention, Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4.
 """
@@ -30,7 +30,8 @@ class Blocks(NamedTuple):
 
     Attributes:
       segments: Of each block's tokens, padded with 0.
-      first: The first block of keys that a block of queries sees something of, in any row.
+      first: The first block of keys that a block of queries sees something of, in any row. Padding
+        does not count: it sees some padding, itself at least, and nobody reads what comes of it.
     """
 
     segments: Int[Array, "blocks b block"]
@@ -45,11 +46,15 @@ def visible_blocks(segments: Segments) -> Blocks:
     [0, 0, 2, 2]
     """
     cut = _cut(segments)
-    length = cut.shape[0] * BLOCK
-    whole = cut.swapaxes(0, 1).reshape(-1, length)
-    same = whole[:, :, None] == whole[:, None, :]
-    start = jnp.min(jnp.where(same, jnp.arange(length)[None, None], length), axis=(0, 2))
-    return Blocks(cut, start.reshape(-1, BLOCK).min(axis=1) // BLOCK)
+    length = len(cut) * BLOCK
+    whole = cut.swapaxes(0, 1).reshape(-1, 1, length)
+
+    def start(tokens: Int[Array, "b block"]) -> Int[Array, ""]:
+        sees = (tokens[:, :, None] == whole) & (tokens[:, :, None] > 0)
+        return jnp.min(jnp.where(sees, jnp.arange(length)[None, None], length))
+
+    # Block by block: for all at once XLA would write [b, t, s].
+    return Blocks(cut, jnp.minimum(jax.lax.map(start, cut) // BLOCK, jnp.arange(len(cut))))
 
 
 def attend_blocks(q: Queries, k: Keys, v: Keys, seen: Blocks, *, residual_name: str) -> Queries:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medcare_jax.benchmarks.peaks import measured_cpu_peak, measured_torch_peak, stated_peak
+from medcare_jax.benchmarks.peaks import measured_cpu_peak, measured_peaks, stated_peak
 
 
 def test_peaks_of_devices():
@@ -20,5 +20,7 @@ def test_the_measured_peak_is_a_rate_of_real_work():
 
 
 @pytest.mark.torch
-def test_the_same_by_torch():
-    assert 1e8 < measured_torch_peak(1) < 1e13
+def test_the_same_by_each_library():
+    peaks = measured_peaks(1)
+    assert set(peaks) == {"jax", "torch", "numpy"}
+    assert all(1e8 < peak < 1e13 for peak in peaks.values())

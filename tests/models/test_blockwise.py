@@ -1,5 +1,7 @@
 """Attention in blocks against all scores at once, and what it does not read."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medcare_jax import params as trees
+from medcare_jax.models.aggregators import Components
 from medcare_jax.models.attention import attend, packed_mask
 from medcare_jax.models.blockwise import BLOCK, attend_blocks, visible_blocks
+from medcare_jax.params import KNOWLEDGE
+from medcare_jax.settings import REMAT_POLICIES, MeshSettings
+from medcare_jax.sharding import make_mesh
+from tests.helpers import FLOAT32, random_inputs, random_params, tiny_decoder
 
 
 def draw(segments, *, heads=4, kv_heads=2, width=8, dtype=jnp.float32, seed=0):
@@ -20,17 +28,20 @@ def draw(segments, *, heads=4, kv_heads=2, width=8, dtype=jnp.float32, seed=0):
 
 
 def both(segments, **sizes):
-    """Output and gradients in blocks and at once."""
+    """Output and gradients in blocks and at once; nothing of padding, which nobody reads."""
     q, k, v, down = draw(segments, **sizes)
     segments = jnp.asarray(segments, jnp.int32)
+    is_real = (segments > 0)[..., None, None]
 
     @jax.jit
     def ours(q, k, v):
-        return attend_blocks(q, k, v, visible_blocks(segments), residual_name="out")
+        out = attend_blocks(q, k, v, visible_blocks(segments), residual_name="out")
+        return jnp.where(is_real, out, jnp.zeros_like(out))
 
     @jax.jit
     def expected(q, k, v):
-        return attend(q, k, v, packed_mask(segments), implementation="xla")
+        out = attend(q, k, v, packed_mask(segments), implementation="xla")
+        return jnp.where(is_real, out, jnp.zeros_like(out))
 
     return [(out, *pull(down)) for out, pull in (jax.vjp(f, q, k, v) for f in (ours, expected))]
 
@@ -88,14 +99,86 @@ def test_blocks_of_earlier_dialogues_and_of_later_tokens_are_not_read():
     assert np.isnan(dense[:, middle]).any()
 
 
-@pytest.mark.parametrize("length", [2 * BLOCK, 8 * BLOCK])
-def test_no_buffer_holds_all_scores(length):
+def test_a_row_of_padding_does_not_make_the_others_see_more():
+    dialogues = np.repeat([[1, 2, 3, 4]], BLOCK, axis=1)
+    with_padding = np.concatenate([dialogues, np.zeros_like(dialogues)])
+    assert visible_blocks(jnp.asarray(with_padding)).first.tolist() == [0, 1, 2, 3]
+    out = attend_blocks(
+        *draw(with_padding)[:3], visible_blocks(jnp.asarray(with_padding)), residual_name="out"
+    )
+    assert np.isfinite(out).all()
+
+
+def temporary(form, length):
+    """Bytes that a gradient of one head needs beside its arguments and results."""
     segments = jnp.ones((1, length), jnp.int32)
     q, k, v, down = draw(segments, heads=1, kv_heads=1)
-    seen = visible_blocks(segments)
 
-    def gradients(q, k, v):
-        return jax.vjp(lambda *x: attend_blocks(*x, seen, residual_name="out"), q, k, v)[1](down)
+    def gradients(q, k, v, segments):
+        return jax.vjp(lambda *x: form(*x, segments), q, k, v)[1](down)
 
-    temporary = jax.jit(gradients).lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
-    assert temporary < 16 * 4 * length * 8 + 16 * 4 * BLOCK**2
+    compiled = jax.jit(gradients).lower(q, k, v, segments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_nothing_holds_all_scores():
+    in_blocks = lambda *x: attend_blocks(*x[:3], visible_blocks(x[3]), residual_name="out")
+    at_once = lambda *x: attend(*x[:3], packed_mask(x[3]), implementation="xla")
+    short, long = 8 * BLOCK, 16 * BLOCK
+    assert temporary(in_blocks, long) < 3 * temporary(in_blocks, short)
+    assert temporary(at_once, long) > 3 * temporary(at_once, short)
+    assert temporary(in_blocks, long) < 0.1 * temporary(at_once, long)
+
+
+def gradients_of_decoder(attention, remat="full"):
+    """A jitted function of learning parameters and base for packed rows with padding, and both."""
+    compute = dataclasses.replace(FLOAT32, attention=attention, remat=remat)
+    decoder = tiny_decoder("qwen2", Components(ffn=(KNOWLEDGE,)), compute)
+    length = 3 * BLOCK - 5
+    tokens = random_inputs(4, length).tokens
+    rows = ([length], [50, 20, 70], [10, 150], [1])
+    segments = jnp.asarray(np.stack([packed(lengths, length) for lengths in rows]), jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
+    learning = trees.split(random_params(decoder))
+    base = {"base": learning.pop("base")}
+
+    def loss(learning, base):
+        params = trees.merge({**learning, **base})
+        hidden = decoder.apply({"params": params}, tokens, positions, segments)
+        return jnp.sum(jnp.where(segments[..., None] > 0, hidden[..., ::2] ** 2, 0.0))
+
+    return jax.jit(jax.grad(loss)), learning, base
+
+
+@pytest.fixture(scope="module")
+def expected_gradients():
+    gradients, *trees_ = gradients_of_decoder("xla")
+    return gradients(*trees_)
+
+
+def assert_same(ours, expected):
+    for path, leaf in trees.flatten(expected).items():
+        scale = np.abs(leaf).max()
+        assert scale > 0, path
+        other = trees.flatten(ours)[path]
+        np.testing.assert_allclose(other, leaf, rtol=0, atol=2e-5 * scale, err_msg=path)
+
+
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_a_decoder_learns_the_same_whatever_is_computed_again(remat, expected_gradients):
+    gradients, *parts = gradients_of_decoder("blocks", remat)
+    assert_same(gradients(*parts), expected_gradients)
+
+
+def test_a_decoder_on_a_mesh_learns_the_same(expected_gradients):
+    with jax.set_mesh(make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))):
+        gradients, *parts = gradients_of_decoder("auto")
+        assert_same(gradients(*parts), expected_gradients)
+
+
+def test_what_is_kept_is_not_attended_to_again():
+    loops = {}
+    for remat in ("full", "attention"):
+        gradients, *parts = gradients_of_decoder("blocks", remat)
+        loops[remat] = gradients.lower(*parts).compile().as_text().count(" while(")
+    assert loops["attention"] == loops["full"] - 2

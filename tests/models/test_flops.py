@@ -82,3 +82,6 @@ def test_a_continuation_token_by_token():
         expected += matmuls + attention + output
     plain = Decoder(s, AdapterSettings(), NO_ADAPTERS, FLOAT32)
     assert continuation_flops(plain, prompt, new) == expected
+    ranks = 2 * s.num_layers * 3 * (2 + 2) * (d + f)  # knowledge and alignment, each of 2 r
+    aligned = Decoder(s, AdapterSettings(rank=1), DA_COMPONENTS, FLOAT32)
+    assert continuation_flops(aligned, prompt, new) == expected + (prompt + new - 1) * ranks
