@@ -24,6 +24,7 @@ def test_the_table_of_generation_has_a_row_for_each_run():
         "runs": [run | {"contender": name} for name in ("medcare_jax", "transformers")],
         "new_tokens": 8,
         "speedup": {"second": 1.0, "cpu_second": 1.0},
+        "speedup_at_most": 2.0,
         "identical": 1.0,
     }
     shown = generation.table(result)
