@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     # full | attention | qkv | ffn | products | none: the backward pass computes again less and less
     # and memory grows; models/decoder.py says what each keeps, tools/plan.py what fits.
     config.compute.remat = "full"
-    # auto: splash on TPU, blocks on CPU, else xla; or one of xla | blocks | cudnn | splash
+    # auto | xla | blocks | cudnn | splash; auto: splash on TPU, blocks on one CPU device, else xla
     config.compute.attention = "auto"
     config.compute.loss_chunk = 256  # positions of each row whose logits exist at once
 

@@ -1,7 +1,7 @@
 """Causal attention of packed rows in blocks, where no accelerator's kernel does it.
 
 A block of queries meets only those blocks of keys that it can see something of: none above the
-diagonal, none before the first dialogue that any row of the batch has there. So packed rows cost
+diagonal, none before the first dialogue that any of a device's rows has there. So packed rows cost
 little more than their dialogues, and nothing of size [t, s] ever exists, in either direction.
 
 Source: FlashAttention, Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4.
@@ -13,9 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from medcare_jax.shapes import Keys, Queries, Segments
+from medcare_jax.sharding import BATCH_AXES
 
 BLOCK = 64
 """Tokens of a block."""
@@ -30,12 +32,12 @@ class Blocks(NamedTuple):
 
     Attributes:
       segments: Of each block's tokens, padded with 0.
-      first: The first block of keys that a block of queries sees something of, in any row. Padding
-        does not count: it sees some padding, itself at least, and nobody reads what comes of it.
+      first: The first block of keys that a row's block of queries sees something of. Padding does
+        not count: it sees some padding, itself at least, and nobody reads what comes of it.
     """
 
-    segments: Int[Array, "blocks b block"]
-    first: Int[Array, " blocks"]
+    segments: Int[Array, "b blocks block"]
+    first: Int[Array, "b blocks"]
 
 
 def visible_blocks(segments: Segments) -> Blocks:
@@ -43,22 +45,26 @@ def visible_blocks(segments: Segments) -> Blocks:
 
     >>> blocks = visible_blocks(jnp.repeat(jnp.array([[1, 2]]), 2 * BLOCK, axis=1))
     >>> blocks.first.tolist()
-    [0, 0, 2, 2]
+    [[0, 0, 2, 2]]
     """
     cut = _cut(segments)
     length = len(cut) * BLOCK
     whole = cut.swapaxes(0, 1).reshape(-1, 1, length)
 
-    def start(tokens: Int[Array, "b block"]) -> Int[Array, ""]:
+    def start(tokens: Int[Array, "b block"]) -> Int[Array, " b"]:
         sees = (tokens[:, :, None] == whole) & (tokens[:, :, None] > 0)
-        return jnp.min(jnp.where(sees, jnp.arange(length)[None, None], length))
+        return jnp.min(jnp.where(sees, jnp.arange(length)[None, None], length), axis=(1, 2))
 
     # Block by block: for all at once XLA would write [b, t, s].
-    return Blocks(cut, jnp.minimum(jax.lax.map(start, cut) // BLOCK, jnp.arange(len(cut))))
+    starts = jax.lax.map(start, cut)
+    first = jnp.minimum(starts // BLOCK, jnp.arange(len(cut))[:, None])
+    return Blocks(cut.swapaxes(0, 1), first.swapaxes(0, 1))
 
 
 def attend_blocks(q: Queries, k: Keys, v: Keys, seen: Blocks, *, residual_name: str) -> Queries:
     """Softmax attention of packed rows; [b, t, n, h] like q, in its dtype.
+
+    On a mesh each device attends to its own rows and heads, as far as these rows need.
 
     Args:
       q: Queries.
@@ -67,6 +73,20 @@ def attend_blocks(q: Queries, k: Keys, v: Keys, seen: Blocks, *, residual_name: 
       seen: Made by `visible_blocks` for these rows.
       residual_name: What remat policies call the output and its log-sum-exp.
     """
+    attend = functools.partial(_attend_local, residual_name=residual_name)
+    if not jax.sharding.get_abstract_mesh().empty:
+        heads, rows = P(BATCH_AXES, None, "tensor"), P(BATCH_AXES)
+        attend = jax.shard_map(
+            attend,
+            in_specs=(heads, heads, heads, Blocks(rows, rows)),
+            out_specs=heads,
+            check_vma=False,  # loops of their own length on each device
+        )
+    return attend(q, k, v, seen)
+
+
+def _attend_local(q: Queries, k: Keys, v: Keys, seen: Blocks, *, residual_name: str) -> Queries:
+    """The rows and heads of one device."""
     (b, t, n, h), heads = q.shape, k.shape[2]
     # [blocks, b, block, k, g, h]: all queries of a key head stand together.
     queries = _cut(q.reshape(b, t, heads, n // heads, h)).transpose(0, 1, 3, 4, 2, 5)
@@ -111,7 +131,7 @@ def _forward(q: _Heads, k: _Heads, v: _Heads, seen: Blocks) -> tuple[_Heads, Arr
         most, total, out = jax.lax.fori_loop(first, i + 1, meet, start)
         return None, ((out / total[..., None]).astype(q.dtype), most + jnp.log(total))
 
-    return jax.lax.scan(of_queries, None, (jnp.arange(len(q)), seen.first, q))[1]
+    return jax.lax.scan(of_queries, None, (jnp.arange(len(q)), seen.first.min(axis=0), q))[1]
 
 
 def _keep(
@@ -148,7 +168,7 @@ def _backward(
         return tuple(state), dq.astype(q.dtype)
 
     empty = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    blocks = (jnp.arange(len(q)), seen.first, q, dout, sums, along)
+    blocks = (jnp.arange(len(q)), seen.first.min(axis=0), q, dout, sums, along)
     (dk, dv), dq = jax.lax.scan(of_queries, empty, blocks)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
 
@@ -159,7 +179,7 @@ _attend.defvjp(_keep, _backward)
 def _scores(
     queries: Float[Array, "b k rows h"],
     keys: Float[Array, "b k s h"],
-    segments: Int[Array, "blocks b block"],
+    segments: Int[Array, "b blocks block"],
     i: Array,
     j: Array,
 ) -> Float[Array, "b k rows s"]:
@@ -167,7 +187,7 @@ def _scores(
     scores = _product(queries, keys.swapaxes(2, 3)) * queries.shape[-1] ** -0.5
     place = jnp.arange(BLOCK)
     causal = (i * BLOCK + place)[:, None] >= (j * BLOCK + place)[None]
-    seen = causal[None] & (segments[i][:, :, None] == segments[j][:, None, :])
+    seen = causal[None] & (segments[:, i, :, None] == segments[:, j, None, :])
     of_heads = scores.reshape(*scores.shape[:2], -1, BLOCK, BLOCK)
     return jnp.where(seen[:, None, None], of_heads, _UNSEEN).reshape(scores.shape)
 

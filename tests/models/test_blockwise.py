@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from medcare_jax import params as trees
 from medcare_jax.models.aggregators import Components
@@ -68,7 +69,7 @@ def test_output_and_gradients_are_those_of_all_scores_at_once(rows, total, heads
 def test_segments_that_come_back_are_seen_again():
     """Packing never makes such rows, but the mask has a meaning for them."""
     segments = np.repeat([[1, 2, 1, 3]], BLOCK, axis=1)
-    assert visible_blocks(jnp.asarray(segments)).first.tolist() == [0, 1, 0, 3]
+    assert visible_blocks(jnp.asarray(segments)).first.tolist() == [[0, 1, 0, 3]]
     ours, expected = both(segments)
     for one, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=5e-6)
@@ -102,7 +103,7 @@ def test_blocks_of_earlier_dialogues_and_of_later_tokens_are_not_read():
 def test_a_row_of_padding_does_not_make_the_others_see_more():
     dialogues = np.repeat([[1, 2, 3, 4]], BLOCK, axis=1)
     with_padding = np.concatenate([dialogues, np.zeros_like(dialogues)])
-    assert visible_blocks(jnp.asarray(with_padding)).first.tolist() == [0, 1, 2, 3]
+    assert visible_blocks(jnp.asarray(with_padding)).first.tolist() == [[0, 1, 2, 3]] * 2
     out = attend_blocks(
         *draw(with_padding)[:3], visible_blocks(jnp.asarray(with_padding)), residual_name="out"
     )
@@ -172,8 +173,26 @@ def test_a_decoder_learns_the_same_whatever_is_computed_again(remat, expected_gr
 
 def test_a_decoder_on_a_mesh_learns_the_same(expected_gradients):
     with jax.set_mesh(make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))):
-        gradients, *parts = gradients_of_decoder("auto")
+        gradients, *parts = gradients_of_decoder("blocks")
         assert_same(gradients(*parts), expected_gradients)
+
+
+def test_devices_say_nothing_to_each_other():
+    """Messages of two attentions at once, or of loops of unequal length, could cross."""
+    segments = jnp.asarray(np.stack([packed([200, 30], 256)] * 4), jnp.int32)
+    with jax.set_mesh(make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))):
+        q, k, v, _ = (
+            jax.device_put(each, P(("data", "fsdp"), None, "tensor")) for each in draw(segments)
+        )
+        segments = jax.device_put(segments, P(("data", "fsdp")))
+
+        def attended(q, k, v, segments):
+            out = attend_blocks(q, k, v, visible_blocks(segments), residual_name="out")
+            return jnp.sum(out**2), out
+
+        grad = jax.jit(jax.grad(attended, argnums=(0, 1, 2), has_aux=True))
+        text = grad.lower(q, k, v, segments).compile().as_text()
+    assert not [each for each in ("all-reduce", "all-gather", "permute") if each in text]
 
 
 def test_what_is_kept_is_not_attended_to_again():

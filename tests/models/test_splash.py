@@ -77,6 +77,10 @@ def test_auto_takes_splash_where_the_mesh_can_cut_for_it(monkeypatch, rows, head
 def test_the_kernel_that_is_named_is_taken():
     assert choose_kernel("auto", rows=1, length=3072, heads=1) == "blocks"  # tests run on CPU
     assert choose_kernel("auto", rows=1, length=64, heads=1) == "xla"
+    with jax.set_mesh(make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))):
+        assert choose_kernel("auto", rows=4, length=3072, heads=2) == "xla"
+    with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
+        assert choose_kernel("auto", rows=1, length=3072, heads=1) == "blocks"
     assert choose_kernel("splash", rows=1, length=3072, heads=1) == "splash"
     q, k, v, _ = draw(1, 128, 2, 2, 32)
     segments = packed(1, 128)
