@@ -36,8 +36,7 @@ GROUP = 4  # dialogues of the reference's micro-batch
 DEVICES = 4  # of the reference's run, which wait for each other
 _SHAPES = 5
 _Report = Callable[[str], None]
-Rows = Sequence[Sequence[int]]
-"""The lengths of the dialogues of each row."""
+_Rows = Sequence[Sequence[int]]  # the lengths of the dialogues of each row
 
 
 def measure(
@@ -73,13 +72,22 @@ def measure(
         "over_long": counts.over_long,
         "row_length": row_length,
         "mean_tokens": float(lengths.mean()),
-        "real_share_packed": float(lengths.sum() / (len(rows) * row_length)),
+        "real_share_packed": packed_share(rows, row_length),
         "real_share_padded": padded_share(order, GROUP),
         "real_share_padded_of_waiting_devices": padded_share(order, GROUP * DEVICES),
     }
     if is_timed:
         result |= _time(settings, order, rows, repeats, report)
     return result
+
+
+def packed_share(rows: _Rows, row_length: int) -> float:
+    """Share of real tokens in packed rows.
+
+    >>> packed_share([[4, 4], [5]], 10)
+    0.65
+    """
+    return sum(map(sum, rows)) / (len(rows) * row_length)
 
 
 def padded_share(lengths: np.ndarray, group: int) -> float:
@@ -125,7 +133,7 @@ def _read_lengths(
 
 
 def _time(
-    settings: Settings, order: np.ndarray, rows: Rows, repeats: int, report: _Report
+    settings: Settings, order: np.ndarray, rows: _Rows, repeats: int, report: _Report
 ) -> dict[str, Any]:
     """Useful tokens per second of packed rows and of padded batches, and their ratio."""
     groups = order[: len(order) // GROUP * GROUP].reshape(-1, GROUP)
@@ -137,10 +145,9 @@ def _time(
     batches = [_batch([[length]] * GROUP, length) for length in lengths]
     batches.append(_batch([rows[place] for place in places], row_length))
     seconds, cpu_seconds = _time_batches(settings, batches, repeats, report)
-    real_share = order.sum() / (len(rows) * row_length)
     result = {}
     for name, found in (("second", seconds), ("cpu_second", cpu_seconds)):
-        packed = real_share * batches[-1].tokens.size / found[-1]
+        packed = packed_share(rows, row_length) * batches[-1].tokens.size / found[-1]
         padded = groups.sum() / padded_seconds(longest, dict(zip(lengths, found, strict=False)))
         result[f"useful_tokens_per_{name}_packed"] = float(packed)
         result[f"useful_tokens_per_{name}_padded"] = float(padded)
@@ -174,7 +181,7 @@ def _time_batches(
     return [min(seconds) for seconds, _ in found], [min(seconds) for _, seconds in found]
 
 
-def _batch(rows: Rows, row_length: int) -> Batch:
+def _batch(rows: _Rows, row_length: int) -> Batch:
     """Rows of dialogues of these lengths; a step's time does not depend on what they say."""
     dialogue = lambda length: Example(np.zeros(length, np.int32), np.ones(length, bool))
     return stack_rows([pack_row([*map(dialogue, lengths)], row_length) for lengths in rows])

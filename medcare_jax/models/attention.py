@@ -92,15 +92,15 @@ def choose_kernel(name: str, *, rows: int, length: int, heads: int) -> str:
     Args:
       name: As in `compute.attention`.
       rows: Of the batch, which the mesh must be able to cut for splash.
-      length: Of the rows; blocks spare nothing where there is one alone.
-      heads: Of keys and values, likewise.
+      length: Of the rows; a single block spares nothing.
+      heads: Of keys and values, which the mesh must be able to cut for splash.
     """
     if name != "auto":
         return name
     if current_platform() == "tpu":
         return "splash" if is_cuttable(rows, heads) else "xla"
     # Beside these loops the hand-over's messages between CPU devices (gloo) met in the wrong order,
-    # so one device alone takes them by itself.
+    # so `auto` takes them only where a device is alone.
     mesh = jax.sharding.get_abstract_mesh()
     is_alone = current_platform() == "cpu" and (mesh.empty or mesh.size == 1)
     return "blocks" if is_alone and length > BLOCK else "xla"
