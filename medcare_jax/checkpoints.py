@@ -181,12 +181,9 @@ def sign(folder: pathlib.Path) -> None:
 
 def file_digests(folder: pathlib.Path) -> dict[str, str]:
     """The sha256 of every file below a folder but its manifest, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): file_digest(path)
-        for path in files
-        if path.name not in (MANIFEST, f".{MANIFEST}.part")
-    }
+    own = (folder / MANIFEST, folder / f".{MANIFEST}.part")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in own)
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 def find_fault(folder: pathlib.Path) -> str | None:
@@ -200,6 +197,9 @@ def find_fault(folder: pathlib.Path) -> str | None:
         return f"{MANIFEST} is not JSON"
     if not isinstance(expected, dict):
         return f"{MANIFEST} is not a table of digests"
+    for path in sorted(folder.rglob("*")):  # tensorstore would follow a link out of the folder
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            return f"{path.relative_to(folder)} is neither a file nor a folder"
     found = file_digests(folder)
     for path in sorted(expected.keys() | found.keys()):
         if expected.get(path) != found.get(path):

@@ -1,6 +1,8 @@
 """Checkpoints: bit-identical, refused when damaged, never half there."""
 
 import json
+import os
+import shutil
 import time
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from medcare_jax.checkpoints import CheckpointError, Checkpoints, find_fault
+from medcare_jax.checkpoints import MANIFEST, CheckpointError, Checkpoints, find_fault, sign
 
 
 class State(NamedTuple):
@@ -121,15 +123,40 @@ def test_what_was_set_aside_before_stays(tmp_path, sharding):
     assert [path.read_text() for path in kept] == ["first", "second"]
 
 
-@pytest.mark.parametrize("damage", ["unsigned", "deleted", "added"])
-def test_unsigned_and_incomplete_are_set_aside(tmp_path, sharding, damage):
+def delete(folder):
+    next(path for path in (folder / "state").rglob("*") if path.is_file()).unlink()
+
+
+def link_file(folder):
+    """The same bytes, but from where they can be changed after they were looked at."""
+    path = next(path for path in (folder / "state").rglob("*") if path.is_file())
+    path.symlink_to(path.rename(folder.parent / "elsewhere"))
+
+
+def link_folder(folder):
+    """tensorstore follows it; a walk over the files does not."""
+    shutil.copytree(folder / "state", folder.parent / "elsewhere")
+    shutil.rmtree(folder / "state")
+    (folder / "state").symlink_to(folder.parent / "elsewhere")
+    sign(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / MANIFEST).unlink(), "never signed"),
+        (delete, "is missing"),
+        (lambda folder: (folder / "state/stranger").write_text("x"), "is not in the manifest"),
+        (lambda folder: (folder / "state" / MANIFEST).write_text("{}"), "is not in the manifest"),
+        (link_file, "is neither a file nor a folder"),
+        (link_folder, "is neither a file nor a folder"),
+        (lambda folder: os.mkfifo(folder / "state/pipe"), "is neither a file nor a folder"),
+    ],
+)
+def test_what_is_not_as_it_was_signed_is_set_aside(tmp_path, sharding, damage, words):
     fill(tmp_path, sharding, [1, 2])
-    if damage == "unsigned":
-        (tmp_path / "2" / "manifest.json").unlink()
-    elif damage == "deleted":
-        next(p for p in (tmp_path / "2" / "state").rglob("*") if p.is_file()).unlink()
-    else:
-        (tmp_path / "2" / "state" / "stranger").write_text("x")
+    damage(tmp_path / "2")
+    assert words in find_fault(tmp_path / "2")
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         assert checkpoints.latest_step() == 1
         checkpoints.save(2, make_state(2, sharding), {})  # the number is free again

@@ -9,9 +9,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TABLE, _, _ = (ROOT / "docs" / "dependencies.md").read_text().partition("\n## ")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in (ROOT / "docs" / "dependencies.md").read_text().splitlines()
+    for line in TABLE.splitlines()
     if line.startswith("| ") and not line.startswith("| package")
 ]
 # What a package that states no SPDX expression says instead.

@@ -75,7 +75,6 @@ def _data_basis(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Arra
     constraint = run.settings.constraint
     side: Any = constraint.side
     empty = empty_sketch(_alignment(run, stage), key, side=side)
-    run.display.line(f"basis: reading {constraint.activation_batches} batches of MKA")
     collect = functools.partial(
         activation_sketch, mesh=run.mesh, accumulation=run.settings.data.accumulation
     )
@@ -104,17 +103,23 @@ def _collecting(
 
     Their order is drawn by the seed.
     """
-    batches = device_batches(run.data.mka, run.mesh, 0)
     return (
         run.decoder(KNOWLEDGE_COMPONENTS),
         {BASE: trees[BASE], KNOWLEDGE: trees[KNOWLEDGE]},
-        _until_told(itertools.islice(batches, run.settings.constraint.activation_batches)),
+        _until_told(run, min(run.settings.constraint.activation_batches, run.data.mka.num_batches)),
     )
 
 
-def _until_told(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches; raises StoppedEarly before the next one once the run is told to end."""
-    for batch in batches:
-        if distributed.must_stop():
-            raise distributed.StoppedEarly("stopped at the hand-over; all of MKA is kept")
-        yield batch
+def _until_told(run: Run, total: int) -> Iterator[Batch]:
+    """So many batches of MKA, shown as they go by.
+
+    Raises StoppedEarly before the next one once the run is told to end.
+    """
+    batches = itertools.islice(device_batches(run.data.mka, run.mesh, 0), total)
+    with run.display.bar("basis, from batches of MKA", total) as bar:
+        bar.begin(0)
+        for number, batch in enumerate(batches, start=1):
+            if distributed.must_stop():
+                raise distributed.StoppedEarly("stopped at the hand-over; all of MKA is kept")
+            yield batch
+            bar.update(number, {})

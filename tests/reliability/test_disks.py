@@ -1,10 +1,11 @@
-"""Disks that fill up or cannot be written, and clocks that jump."""
+"""Disks that fill up, are slow or cannot be written, and clocks that jump."""
 
 import contextlib
 import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import time
 
@@ -77,6 +78,40 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_lost(setting, when, left_k
         if when != "exporting":
             assert f"{when}: going on from step" in log.read_text()
         assert tiny_job.outcome(workdir) == expected
+
+
+@pytest.fixture(scope="module")
+def slow_disk(tmp_path_factory):
+    """A library that makes every write of a process below a folder wait."""
+    library = tmp_path_factory.mktemp("library") / "slow_disk.so"
+    source = pathlib.Path(__file__).with_name("slow_disk.c")
+    try:
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    except FileNotFoundError:
+        pytest.skip("no C compiler")
+    return library
+
+
+@pytest.mark.slow
+def test_a_slow_disk_costs_time_and_nothing_else(setting, slow_disk):
+    _, data, folder, expected = setting
+    workdir, log = folder / "slow", folder / "slow.log"
+    argv = tiny_job.arguments(data, workdir, checkpoint__grace_seconds=4.0)
+    environment = {"SLOW_DISK": str(workdir), "SLOW_MILLISECONDS": "100"}
+    with tiny_job.warm(folder / "cache", LD_PRELOAD=str(slow_disk), **environment) as start:
+        pid = start.start(argv, log)
+        assert tiny_job.wait_until(lambda: tiny_job.phase(workdir, log) == "saving", pid)
+        tiny_job.end(pid, signal.SIGTERM)
+        begun = time.monotonic()
+        assert start.wait() == 0, log.read_text()[-3000:]
+        print(f"SIGTERM in a save: {time.monotonic() - begun:.1f} s to the end")
+        assert "stopped" in log.read_text()
+        tiny_job.check_nothing_false(workdir, expected)
+        start.start(argv, log)
+        assert start.wait() == 0, log.read_text()[-3000:]
+    said = log.read_text()
+    assert "of checkpoint.grace_seconds" in said.replace("\n", " ")
+    assert tiny_job.outcome(workdir) == expected
 
 
 def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):

@@ -36,12 +36,12 @@ class Batches:
 
     report = types.SimpleNamespace(rows=ROWS, row_length=LENGTH)
 
-    def __init__(self):
-        self.taken = 0
+    def __init__(self, num_batches):
+        self.taken, self.num_batches = 0, num_batches
 
     def iterate(self, start, *, rows):
         assert (start, rows) == (0, list(range(ROWS)))
-        for seed in range(50):
+        for seed in range(self.num_batches):
             self.taken += 1
             yield make_batch(sequences(seed))
 
@@ -52,9 +52,9 @@ def trees():
     return {name: parts[name] for name in (BASE, KNOWLEDGE)}
 
 
-def handed_over(trees, workdir=pathlib.Path("none"), **constraint):
+def handed_over(trees, workdir=pathlib.Path("none"), num_batches=50, **constraint):
     """What DA begins with, and how many batches were looked at."""
-    mesh, batches = make_mesh(MeshSettings(1, 1, 1), jax.devices()[:1]), Batches()
+    mesh, batches = make_mesh(MeshSettings(1, 1, 1), jax.devices()[:1]), Batches(num_batches)
     run = types.SimpleNamespace(
         settings=types.SimpleNamespace(
             constraint=ConstraintSettings(**constraint),
@@ -64,7 +64,7 @@ def handed_over(trees, workdir=pathlib.Path("none"), **constraint):
         data=types.SimpleNamespace(mka=batches),
         mesh=mesh,
         workdir=workdir,
-        display=Display(is_shown=False),
+        display=Display(),
     )
     with jax.set_mesh(mesh):
         return hand_over(run, DA, trees, jax.random.key(1)), batches.taken
@@ -87,6 +87,13 @@ def test_an_activation_basis_looks_at_as_many_batches_as_asked_for(trees):
     assert digest(again.basis) == digest(start.basis)
     other, _ = handed_over(trees, basis="activation", energy=0.8, activation_batches=4)
     assert digest(other.basis) != digest(start.basis)
+
+
+def test_the_pass_is_shown_and_ends_with_the_data(trees, capsys):
+    asked = {"basis": "activation", "energy": 0.8, "activation_batches": 3}
+    for num_batches, seen in ((50, "batches of MKA 3/3"), (2, "batches of MKA 2/2")):
+        handed_over(trees, num_batches=num_batches, **asked)
+        assert seen in capsys.readouterr().err
 
 
 def test_wide_layers_are_looked_at_twice(trees, monkeypatch):
