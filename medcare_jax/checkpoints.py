@@ -12,6 +12,7 @@ never used. The newest good one is taken.
 import json
 import logging
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from medcare_jax.rejected import set_aside
 from medcare_jax.sharding import path_name
 
 MANIFEST = "manifest.json"
+_STEP = re.compile(r"0|[1-9][0-9]*")
 
 
 class CheckpointError(ValueError):
@@ -101,7 +103,7 @@ class Checkpoints:
           meta: JSON-able facts to be saved with it.
         """
         leaves = _flat(state)
-        facts = {"meta": dict(meta), "leaves": _leaf_table(leaves)}
+        facts = {"meta": dict(meta), "leaves": _leaf_table(leaves), "step": step}
         stored = {path: leaf for path, leaf in leaves.items() if leaf.size}
         self.wait()
         self._began = time.monotonic()
@@ -189,6 +191,8 @@ def file_digests(folder: pathlib.Path) -> dict[str, str]:
 def find_fault(folder: pathlib.Path) -> str | None:
     """Why a checkpoint folder must not be used, or None if it matches its manifest."""
     manifest = folder / MANIFEST
+    if folder.is_symlink() or not _STEP.fullmatch(folder.name):
+        return "expected a folder, no link, whose name is the number of a step"
     if not manifest.is_file():
         return "it was never signed: the run ended while it was being written"
     try:
@@ -211,13 +215,19 @@ def find_fault(folder: pathlib.Path) -> str | None:
                 else "does not match its sha256"
             )
             return f"{path} {kind}"
-    return None
+    saved = json.loads((folder / "meta" / "metadata").read_text()).get("step")
+    return None if saved == int(folder.name) else f"it was saved after step {saved}"
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """The steps that have a folder there, good or not, in order; none if there is no folder."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
 
 def _set_aside_bad(folder: pathlib.Path) -> Iterator[str]:
     """Moves unsigned and damaged checkpoints out of the way; says which and why."""
-    steps = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
-    for path in sorted(steps, key=lambda path: int(path.name)):
+    for path in sorted(path for path in folder.iterdir() if path.name.isdigit()):
         fault = find_fault(path)
         if fault is None:
             continue

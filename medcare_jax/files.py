@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 PRIVATE = 0o600
 """The mode of files with medical text: for their owner alone."""
@@ -88,6 +88,27 @@ def drafted(path: pathlib.Path, *, mode: int = _USUAL) -> Iterator[TextIO]:
     except BaseException:
         draft.unlink(missing_ok=True)  # it may hold medical text
         raise
+
+
+def open_own(path: pathlib.Path, *, mode: int = _USUAL) -> BinaryIO:
+    """A file to go on with, made if need be: never what a link points to.
+
+    Args:
+      path: Of the file, in a folder that is there.
+      mode: Who may read it. A private one becomes private even if it was not.
+
+    Raises:
+      OSError: It is a link, or cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            error.strerror = "it is a link, expected a file; take it away"
+        raise
+    if mode == PRIVATE:
+        os.fchmod(handle, mode)
+    return os.fdopen(handle, "r+b")
 
 
 def draft_of(path: pathlib.Path) -> pathlib.Path:

@@ -13,7 +13,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from medcare_jax.checkpoints import MANIFEST, CheckpointError, Checkpoints, find_fault, sign
+from medcare_jax.checkpoints import (
+    MANIFEST,
+    CheckpointError,
+    Checkpoints,
+    find_fault,
+    sign,
+    steps_in,
+)
 
 
 class State(NamedTuple):
@@ -160,6 +167,28 @@ def test_what_is_not_as_it_was_signed_is_set_aside(tmp_path, sharding, damage, w
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         assert checkpoints.latest_step() == 1
         checkpoints.save(2, make_state(2, sharding), {})  # the number is free again
+
+
+def test_a_checkpoint_under_another_steps_number_is_set_aside(tmp_path, sharding):
+    fill(tmp_path, sharding, [1, 2])
+    (tmp_path / "2").rename(tmp_path / "4")
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        assert checkpoints.latest_step() == 1
+    assert "it was saved after step 2" in checkpoints.rejected[0]
+
+
+@pytest.mark.parametrize("name", ["007", "²", "3"])
+def test_what_is_no_steps_folder_is_set_aside(tmp_path, sharding, name):
+    fill(tmp_path / "c", sharding, [1, 2])
+    if name == "3":
+        (tmp_path / "c/2").rename(tmp_path / "2")
+        (tmp_path / "c/3").symlink_to(tmp_path / "2")
+    else:
+        (tmp_path / "c/2").rename(tmp_path / "c" / name)
+    with Checkpoints(tmp_path / "c", keep=3) as checkpoints:
+        assert checkpoints.latest_step() == 1
+    assert "expected a folder, no link" in checkpoints.rejected[0]
+    assert steps_in(tmp_path / "c") == [1]
 
 
 def test_another_dtype_or_shape_is_refused_not_cast(tmp_path, sharding):

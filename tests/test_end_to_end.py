@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,16 @@ def test_a_changed_setting_is_refused(finished):
     assert done.returncode == 1
     assert "adapters.alpha: 8.0 -> 9.0" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_da_does_not_go_on_over_another_mka(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "workdir")
+    shutil.rmtree(workdir / "mka")
+    before = sha256(workdir / "export" / "model.safetensors")
+    done = run(workdir, "--config.mka.learning_rate=0.01")
+    assert done.returncode == 1
+    assert "knowledge.digest" in done.stderr
+    assert sha256(workdir / "export" / "model.safetensors") == before
 
 
 @pytest.mark.parametrize(

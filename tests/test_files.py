@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from medcare_jax.files import PRIVATE, file_digest, read_json, write_json, write_text
+from medcare_jax.files import PRIVATE, file_digest, open_own, read_json, write_json, write_text
 
 
 def test_json_round_trip_and_nothing_beside_it(tmp_path):
@@ -46,3 +46,15 @@ def test_a_private_file_never_was_anyone_elses(tmp_path, monkeypatch):
     assert modes == [0o600]
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o600
     assert (tmp_path / "a.txt").read_text() == "text"
+
+
+def test_a_file_that_is_gone_on_with_is_no_link_and_becomes_private(tmp_path):
+    path, link = tmp_path / "a.part", tmp_path / "link.part"
+    path.write_text("old")
+    path.chmod(0o644)
+    link.symlink_to(path)
+    with pytest.raises(OSError, match="it is a link"):
+        open_own(link, mode=PRIVATE)
+    with open_own(path, mode=PRIVATE) as file:
+        assert file.read() == b"old"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

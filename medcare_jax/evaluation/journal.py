@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medcare_jax.evaluation.results import PAGE_FILE, SAMPLES_FILE, ResultsError, Sample
-from medcare_jax.files import PRIVATE, draft_of, drafted
+from medcare_jax.files import PRIVATE, draft_of, drafted, open_own
 
 JOURNAL_FILE = f"{SAMPLES_FILE}.part"
 
@@ -52,7 +52,7 @@ class Journal:
         self._places: dict[Chunk, int] = {}
         self._is_writer = is_writer
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, PRIVATE), "r+b")
+        self._file = open_own(self._path, mode=PRIVATE)
         try:
             is_ours = self._read(key)
         except ResultsError:
@@ -102,22 +102,22 @@ class Journal:
         """Finds the chunks; cuts off a last line that was being written. False: not of this key."""
         place, is_ours = 0, False
         for number, line in enumerate(self._file, 1):
-            try:
-                value = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                raise ResultsError(
-                    f"{self._path}:{number}: damaged; take the file away to begin anew"
-                ) from None
-            if value is None:
+            if not line.endswith(b"\n"):
                 if self._is_writer:
                     self._file.truncate(place)
                 break
-            if number == 1 and value.get("key") != key:
-                return False
+            try:
+                value = json.loads(line)
+                if number == 1 and value.get("key") != key:
+                    return False
+                if number > 1:
+                    task, protocol, chunk = value["chunk"]
+                    self._places[task, protocol, chunk] = place
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise ResultsError(
+                    f"{self._path}:{number}: damaged; take the file away to begin anew"
+                ) from None
             is_ours = True
-            if number > 1:
-                task, protocol, chunk = value["chunk"]
-                self._places[task, protocol, chunk] = place
             place += len(line)
         return is_ours
 

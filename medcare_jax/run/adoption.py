@@ -126,9 +126,10 @@ def _write_stages(run: Run, source: Source, role: str, resume_at: str) -> None:
         adopted = _fit(source, alignment, start.alignment, run.settings)
         _check_leak(run, adopted, start)
         everything = {KNOWLEDGE: start.knowledge, ALIGNMENT: adopted}
+        known = trees.digest(learning[KNOWLEDGE])
         learning = {name: everything[name] for name in stage.learning}
         basis = extend_basis({ALIGNMENT: start.basis}, learning)
-        _save(run, stage, learning, basis=basis, is_done=False)
+        _save(run, stage, learning, basis=basis, is_done=False, known=known)
 
 
 def _handover(run: Run, stage: Stage, knowledge: Tree) -> Handover:
@@ -144,6 +145,7 @@ def _save(
     *,
     basis: dict[str, Tree],
     is_done: bool,
+    known: str | None = None,
 ) -> None:
     """One checkpoint: of the stage's last step if it counts as done, else of step 0."""
     settings, batches = getattr(run.settings, stage.name), getattr(run.data, stage.name)
@@ -160,6 +162,7 @@ def _save(
         base_digest=run.base.digest,
         fingerprint=batches.fingerprint,
         steps=total,
+        knowledge_digest=known,
     )
     folder = run.workdir / stage.name
     with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:

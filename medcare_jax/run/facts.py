@@ -9,6 +9,8 @@ import jax
 from medcare_jax.settings import ConstraintSettings, Settings, StageSettings
 from medcare_jax.version import __version__
 
+KNOWLEDGE_DIGEST = "knowledge.digest"
+"""The fact that is known only when MKA has ended: what the alignment was taught beside."""
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
@@ -27,11 +29,12 @@ def run_facts(
     base_digest: str,
     fingerprint: str,
     steps: int,
+    knowledge_digest: str | None = None,
 ) -> dict[str, Any]:
     """Facts by name; `training/resume.py` says which may change.
 
     The stage before the alignment knows nothing of the constraint (None), so one MKA can be gone
-    on from under several.
+    on from under several; nor of its own result, which the alignment's stage stands on.
     """
     sections: dict[str, Any] = {
         "adapters": settings.adapters,
@@ -48,6 +51,8 @@ def run_facts(
         for name, value in dataclasses.asdict(values).items()
         if name not in ("files", "weights")  # the fingerprint stands for what is in them
     }
+    if knowledge_digest is not None:
+        facts[KNOWLEDGE_DIGEST] = knowledge_digest
     facts |= {f"versions.{name}": version for name, version in versions().items()}
     return facts | {
         "base.digest": base_digest,

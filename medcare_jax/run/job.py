@@ -32,7 +32,7 @@ from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree, digest
 from medcare_jax.run import outputs
 from medcare_jax.run.context import Run
 from medcare_jax.run.data import check_files, open_data, total_steps
-from medcare_jax.run.facts import run_facts
+from medcare_jax.run.facts import KNOWLEDGE_DIGEST, run_facts
 from medcare_jax.run.handover import check_host, hand_over
 from medcare_jax.run.progress import Display
 from medcare_jax.run.restore import read_facts
@@ -162,7 +162,8 @@ class Job:
         basis = extend_basis({ALIGNMENT: start.basis}, learning)
         # Training gives its state away; knowledge that learns on and `start` are the caller's too.
         learning, basis = jax.tree.map(jnp.copy, (learning, basis))
-        state = self.train(self.da, self.run.settings.da, frozen, learning, basis)
+        known = digest(trees[KNOWLEDGE])
+        state = self.train(self.da, self.run.settings.da, frozen, learning, basis, known)
         return {**frozen, **state.learning}
 
     def score(
@@ -183,6 +184,8 @@ class Job:
             for stage in (MKA, self.da) if distributed.is_first() else ():
                 saved = read_facts(self.run.workdir, stage.name)
                 if saved is not None:
+                    # What MKA ends with is compared when it has ended.
+                    saved = {name: x for name, x in saved.items() if name != KNOWLEDGE_DIGEST}
                     constraint = None if stage is MKA else self.run.settings.constraint
                     refuse_changes(saved, self._facts(stage, constraint))
 
@@ -192,7 +195,9 @@ class Job:
             write_json(self.run.workdir / "config.json", dataclasses.asdict(self.run.settings))
             write_json(self.run.workdir / "data_report.json", self.run.data.report)
 
-    def _facts(self, stage: Stage, constraint: ConstraintSettings | None) -> dict[str, Any]:
+    def _facts(
+        self, stage: Stage, constraint: ConstraintSettings | None, known: str | None = None
+    ) -> dict[str, Any]:
         """What the checkpoints of a stage remember of this run."""
         recipe = getattr(self.run.settings, stage.name)
         batches = getattr(self.run.data, stage.name)
@@ -203,6 +208,7 @@ class Job:
             base_digest=self.run.base.digest,
             fingerprint=batches.fingerprint,
             steps=total_steps(recipe, batches),
+            knowledge_digest=known,
         )
 
     def key(self, stage: Stage) -> jax.Array:
@@ -216,8 +222,9 @@ class Job:
         frozen: dict[str, Tree],
         learning: dict[str, Tree],
         basis: dict[str, Tree],
+        known: str | None = None,
     ) -> TrainState:
-        """Runs a stage to its end."""
+        """Runs a stage to its end; `known` is the digest of the knowledge that it stands on."""
         s, batches = self.run.settings, getattr(self.run.data, stage.name)
         constraint = s.constraint if basis else None
         total = total_steps(recipe, batches)
@@ -240,7 +247,7 @@ class Job:
             keep=s.checkpoint.keep,
             grace_seconds=s.checkpoint.grace_seconds,
             max_skipped=recipe.max_skipped,
-            meta=self._facts(stage, constraint),
+            meta=self._facts(stage, constraint, known),
         )
         state = make_state(learning, optimizer, self.key(stage), basis)
         check_replicated(self.run.mesh, (frozen, state), budget_mib=s.mesh.replicated_budget_mib)

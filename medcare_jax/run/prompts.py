@@ -16,7 +16,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +24,7 @@ from medcare_jax.data.chat import encode_prompt, end_token_ids
 from medcare_jax.data.records import NOT_TEXT, RecordError, is_text
 from medcare_jax.data.scanning import scan_json
 from medcare_jax.evaluation.items import read_id
-from medcare_jax.files import PRIVATE, file_digest, write_text
+from medcare_jax.files import PRIVATE, file_digest, open_own, write_text
 from medcare_jax.generation.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -238,8 +237,7 @@ class _Part:
         self._target, self._path = target, target.with_name(f"{target.name}.part")
         target.parent.mkdir(parents=True, exist_ok=True)
         self.lines: dict[int, dict[str, Any]] = {}
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, PRIVATE)
-        self._file = os.fdopen(handle, "r+b")
+        self._file = open_own(self._path, mode=PRIVATE)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -259,6 +257,8 @@ class _Part:
         whole = 0
         for row, line in enumerate(self._file):  # bytes: text may hold more kinds of line ends
             if not line.endswith(b"\n"):
+                if not row and not _line({"key": key}).startswith(line):
+                    raise PromptsError(f"{self._path} is of something else; choose another output")
                 break  # the line that was being written when the process ended
             try:
                 self._take(row, json.loads(line), key)
@@ -302,5 +302,10 @@ class _Part:
 
     def _write(self, content: Mapping[str, Any]) -> None:
         """One line, out of this process."""
-        self._file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        self._file.write(_line(content))
         self._file.flush()
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    """A value as one line of JSON."""
+    return json.dumps(content, ensure_ascii=False).encode() + b"\n"

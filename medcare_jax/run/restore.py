@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from medcare_jax.checkpoints import MANIFEST, CheckpointError, find_fault
+from medcare_jax.checkpoints import MANIFEST, CheckpointError, find_fault, steps_in
 from medcare_jax.conversion import bases
 from medcare_jax.files import read_json
 from medcare_jax.models.aggregators import (
@@ -23,7 +23,8 @@ from medcare_jax.models.aggregators import (
     Components,
 )
 from medcare_jax.models.folding import fold
-from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree, merge, unflatten
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree, digest, merge, unflatten
+from medcare_jax.run.facts import KNOWLEDGE_DIGEST
 from medcare_jax.run.workdir import WorkdirError
 from medcare_jax.settings import BaseSettings, MeshSettings, Settings, make_settings
 from medcare_jax.sharding import make_mesh, path_name, sharding_for
@@ -126,11 +127,7 @@ def read_adapters(
     if stage != MKA.name:
         # What MKA ended with: DA merged its attention, and began with the rest of it.
         last = _read_last_of_mka(workdir)
-        if last.facts["base.digest"] != learned.facts["base.digest"]:
-            raise CheckpointError(
-                f"{workdir}: mka and da were trained on bases with different digests; "
-                "they are not of one run"
-            )
+        _check_same_run(workdir, last, learned)
         trees[ATTENTION] = select(last.trees[KNOWLEDGE], ATTENTION_PROJECTIONS)
         trees.setdefault(KNOWLEDGE, select(last.trees[KNOWLEDGE], FFN_PROJECTIONS))
     _check_settings(workdir, settings, learned.facts)
@@ -202,6 +199,21 @@ class _Learned(NamedTuple):
     facts: Mapping[str, Any]
 
 
+def _check_same_run(workdir: pathlib.Path, mka: _Learned, da: _Learned) -> None:
+    """Raises unless DA was trained on the base of this MKA and beside what it ended with."""
+    known = digest(mka.trees[KNOWLEDGE])
+    for what, ours, theirs in (
+        ("base", mka.facts["base.digest"], da.facts["base.digest"]),
+        ("knowledge", known, da.facts.get(KNOWLEDGE_DIGEST)),
+    ):
+        if ours != theirs:
+            raise CheckpointError(
+                f"{workdir}: mka and da are not of one run: the {what} of mka has digest {ours}, "
+                f"da was trained on {theirs}. Put the checkpoints of the one or the other back, or "
+                "take the folder da away and train it anew"
+            )
+
+
 def _check_settings(workdir: pathlib.Path, settings: Settings, facts: Mapping[str, Any]) -> None:
     """Raises if `config.json` no longer says how the adapters were trained."""
     said = {f"adapters.{name}": now for name, now in dataclasses.asdict(settings.adapters).items()}
@@ -228,9 +240,7 @@ def _is_begun(workdir: pathlib.Path, stage: str) -> bool:
 
 def _steps(workdir: pathlib.Path, stage: str) -> list[int]:
     """Steps of a stage's checkpoints, newest first."""
-    folder = workdir / stage / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    return steps_in(workdir / stage / "checkpoints")[::-1]
 
 
 def _read(workdir: pathlib.Path, stage: str, step: int | None, part: str = _LEARNING) -> _Learned:

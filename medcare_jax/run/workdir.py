@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from medcare_jax import distributed
 from medcare_jax.agreement import exchange, together
-from medcare_jax.files import write_text
+from medcare_jax.files import open_own, write_text
 
 
 class WorkdirError(ValueError):
@@ -57,7 +57,7 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the operating system's lock of the folder."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        opened = (workdir / ".lock").open("a+")
+        opened = open_own(workdir / ".lock")
     except OSError as error:
         raise WorkdirError(
             f"{workdir} cannot be written ({error.strerror}); name another --workdir"
@@ -66,13 +66,12 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise WorkdirError(
-                f"{workdir} is in use by process {file.read().strip() or 'unknown'}; "
+                f"{workdir} is in use by process {file.read().decode().strip() or 'unknown'}; "
                 "wait for it, or name another --workdir"
             ) from None
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(str(os.getpid()).encode())
         file.flush()
         yield
 

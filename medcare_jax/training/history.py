@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -64,9 +65,19 @@ class History:
 def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` or `skipped.jsonl`; none if there is no file.
 
-    A last line that a killed run left torn is left out: its step is run again.
+    A last line that a killed run left torn is left out: its step is run again. So is a line that a
+    power cut damaged, for no run depends on it; a warning names it.
     """
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    kept = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            content = json.loads(line)
+            int(content["step"])
+        except (ValueError, TypeError, KeyError):
+            said = "%s:%d: left out: it is damaged, expected the numbers of a step"
+            logging.getLogger(__name__).warning(said, path, number)
+        else:
+            kept.append(content)
+    return kept

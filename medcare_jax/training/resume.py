@@ -20,6 +20,7 @@ class Change(enum.Enum):
 # Pattern of the fact -> what happens, and why. The first match counts.
 RESUME_TABLE: tuple[tuple[str, Change, str], ...] = (
     ("base.digest", Change.REFUSED, "the adapters were learned on other weights"),
+    ("knowledge.digest", Change.REFUSED, "the alignment was taught beside other knowledge"),
     ("base.dtype", Change.REFUSED, "the frozen weights would be rounded in another way"),
     ("data.fingerprint", Change.REFUSED, "the batches to come would not be those of this run"),
     ("adapters.*", Change.REFUSED, "the trees would have other shapes, scale or dropout"),
@@ -75,15 +76,17 @@ def _changed(saved: Mapping[str, Any], current: Mapping[str, Any], wanted: Chang
     for name in sorted(saved.keys() | current.keys()):
         if saved.get(name) == current.get(name):
             continue
-        change, why = _rule(name)
+        change, why = _rule(name, is_ours=name in current)
         if change is wanted:
             rows.append(f"{name}: {saved.get(name)!r} -> {current.get(name)!r} ({why})")
     return rows
 
 
-def _rule(name: str) -> tuple[Change, str]:
+def _rule(name: str, *, is_ours: bool) -> tuple[Change, str]:
     """The first row of the table that matches."""
     for pattern, change, why in RESUME_TABLE:
         if fnmatch.fnmatchcase(name, pattern):
             return change, why
+    if not is_ours:
+        return Change.REFUSED, "another build remembered it, this one does not know what it means"
     raise KeyError(f"no row of RESUME_TABLE matches {name!r}")

@@ -59,6 +59,14 @@ def test_damage_before_the_last_line_is_refused(tmp_path):
         Journal(tmp_path, "k")
 
 
+@pytest.mark.parametrize("line", ["{}", "5", "[]", "null", '{"chunk": 1}'])
+def test_a_line_that_is_no_chunk_is_refused(tmp_path, line):
+    path = filled(tmp_path)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ResultsError, match=r"part:\d: damaged"):
+        Journal(tmp_path, "k")
+
+
 def test_only_the_writer_writes(tmp_path):
     path = filled(tmp_path)
     before = path.read_bytes()

@@ -12,7 +12,7 @@ from medcare_jax.training.resume import check_resume
 def facts(with_constraint, **changes):
     settings = make_settings(tiny.get_config())
     constraint = settings.constraint if with_constraint else None
-    known = {"base_digest": "b", "fingerprint": "f", "steps": 5} | changes
+    known = {"base_digest": "b", "fingerprint": "f", "steps": 5, "knowledge_digest": "k"} | changes
     return run_facts(settings, settings.da, constraint, **known)
 
 
@@ -20,6 +20,7 @@ def test_every_fact_has_a_row():
     known = facts(with_constraint=True)
     others = {name: "another" for name in known}
     refused = {"base.digest", "base.dtype", "data.fingerprint", "seed", "stage.steps"}
+    refused |= {"knowledge.digest"}
     with pytest.raises(CheckpointError) as error:
         check_resume(others, known)
     for name in known:

@@ -118,6 +118,17 @@ def test_a_damaged_line_is_named(tmp_path, damage):
         assert opened.lines == {2: {"id": "c"}}
 
 
+def test_what_is_no_output_of_ours_is_not_overwritten(tmp_path):
+    part = tmp_path / "out.jsonl.part"
+    part.write_text("my notes")
+    with pytest.raises(PromptsError, match="is of something else"):
+        prompts_module._Part(tmp_path / "out.jsonl", "k")
+    assert part.read_text() == "my notes"
+    part.write_text('{"key"')  # the first line of a killed process
+    prompts_module._Part(tmp_path / "out.jsonl", "k").close()
+    assert part.read_text() == '{"key": "k"}\n'
+
+
 def test_two_do_not_write_one_file(tmp_path):
     with contextlib.closing(prompts_module._Part(tmp_path / "out.jsonl", "k")):
         with pytest.raises(PromptsError, match="written by another process; wait for it"):

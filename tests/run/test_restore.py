@@ -8,7 +8,7 @@ import shutil
 import jax
 import pytest
 
-from medcare_jax.checkpoints import CheckpointError
+from medcare_jax.checkpoints import CheckpointError, sign
 from medcare_jax.conversion import hub
 from medcare_jax.models.aggregators import (
     ATTENTION_PROJECTIONS,
@@ -117,6 +117,16 @@ def test_da_needs_the_end_of_mka(copy):
     shutil.rmtree(copy / "mka/checkpoints/3")
     with pytest.raises(CheckpointError, match="after step 3 of MKA, .* is of step 2"):
         read_adapters(copy)
+
+
+def test_da_belongs_to_the_mka_that_it_was_trained_after(copy):
+    folder = copy / "da/checkpoints/4"
+    edit(folder / "meta/metadata", lambda x: x["meta"].update({"knowledge.digest": "another"}))
+    sign(folder)
+    with pytest.raises(CheckpointError, match="not of one run: the knowledge of mka has .*another"):
+        read_adapters(copy)
+    assert read_adapters(copy, step=1).step == 1
+    assert read_adapters(copy, stage="mka").step == 3
 
 
 def test_another_base_is_refused(made, copy, tmp_path):

@@ -36,3 +36,13 @@ def test_the_address_of_a_bucket_is_refused(address):
     with pytest.raises(WorkdirError, match="mount the bucket"):
         check_path(pathlib.Path(address))
     check_path(pathlib.Path("/mnt/bucket/run"))
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_points_to_untouched(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("thesis")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(victim)
+    with pytest.raises(WorkdirError, match="it is a link"), hold(tmp_path / "run"):
+        pass
+    assert victim.read_text() == "thesis"

@@ -16,7 +16,7 @@ from medcare_jax.files import write_json
 from medcare_jax.models.aggregators import Components
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.models.families import DecoderSettings, decoder_settings
-from medcare_jax.params import ALIGNMENT, KNOWLEDGE, NOISE, unflatten
+from medcare_jax.params import ALIGNMENT, KNOWLEDGE, NOISE, digest, unflatten
 from medcare_jax.run.facts import run_facts
 from medcare_jax.settings import MeshSettings, Settings, make_settings
 from medcare_jax.sharding import make_mesh
@@ -73,7 +73,7 @@ def make_workdir(
     with jax.set_mesh(mesh):
         loaded = bases.load(settings.base, mesh, seed=settings.seed)
         da = alignment_stage(settings.adapters, settings.constraint)
-        trees = {}
+        trees, known = {}, None
         for stage, steps in ((MKA, MKA_STEPS), (da, DA_STEPS)):
             folder = workdir / stage.name / "checkpoints"
             with Checkpoints(folder, keep=3) as checkpoints:
@@ -90,8 +90,10 @@ def make_workdir(
                         base_digest=loaded.digest,
                         fingerprint="",
                         steps=steps[-1],
+                        knowledge_digest=known,
                     )
                     checkpoints.save(step, state, meta)
+            known = digest(learning[KNOWLEDGE]) if stage is MKA else None
     return Made(workdir, settings, loaded, trees)
 
 

@@ -44,6 +44,18 @@ def test_a_torn_last_line_is_left_out_and_the_file_goes_on(tmp_path, cut):
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+@pytest.mark.parametrize("damage", [bytes(40), b"[1]", b'{"loss": 1.0}', b"\xff", b'{"step": "x"}'])
+def test_a_damaged_line_is_named_and_left_out(tmp_path, damage, caplog):
+    write(tmp_path, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], damage, lines[2], b""]))
+    assert steps_in(tmp_path) == [1, 3]
+    assert f"{path}:2: left out" in caplog.text
+    write(tmp_path, [4], first_step=3)
+    assert steps_in(tmp_path) == [1, 3, 4]
+
+
 def test_lines_after_the_restored_step_are_removed(tmp_path):
     write(tmp_path, range(1, 8))
     write(tmp_path, [5, 6], first_step=4)

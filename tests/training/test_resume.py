@@ -15,6 +15,7 @@ DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "resume.md"
 # One fact for each row, and what has to happen when it changes; not read from the table.
 EXPECTED = {
     "base.digest": "refused",
+    "knowledge.digest": "refused",
     "base.dtype": "refused",
     "data.fingerprint": "refused",
     "adapters.rank": "refused",
@@ -76,13 +77,17 @@ def test_a_fact_without_a_row_is_a_defect_of_ours():
         check_resume({"weather": "fine"}, {"weather": "rain"})
 
 
+def test_a_fact_of_another_build_is_refused():
+    with pytest.raises(CheckpointError, match="weather: 'fine' -> None .another build"):
+        check_resume({"weather": "fine"}, {})
+
+
 def test_every_fact_of_a_run_has_a_row_and_every_row_has_a_fact():
     config = get_config()
     config.base.path = "random"
     settings = make_settings(config)
-    facts = run_facts(
-        settings, settings.da, settings.constraint, base_digest="b", fingerprint="f", steps=3
-    )
+    known = {"base_digest": "b", "fingerprint": "f", "steps": 3, "knowledge_digest": "k"}
+    facts = run_facts(settings, settings.da, settings.constraint, **known)
     for name in facts:
         try:
             check_resume({name: "before"}, {name: "after"})
