@@ -101,7 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.constraint.penalty_weight = 1.0  # the paper's lambda
     config.constraint.penalty_norm = "l1"  # l1 (the paper's) | frobenius | cosine
     config.constraint.freeze_knowledge = True  # False with `penalty`: the paper's setting
-    config.constraint.tolerance = 1e-5  # singular values below this share of the largest are 0
+    config.constraint.tolerance = 1e-5  # span, svd: values below this share of the largest are 0
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 100

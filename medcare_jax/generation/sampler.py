@@ -233,6 +233,8 @@ class Sampler:
             raise ValueError(
                 f"expected temperature >= 0 and 0 < top_p <= 1, got {temperature}, {top_p}"
             )
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"expected a seed from 0 to {2**32 - 1}, got {seed}")
         return Rules(
             np.asarray(self.end_ids, np.int32),
             np.int32(max_new_tokens),

@@ -27,13 +27,14 @@ def dropout(x: Float[Array, "b t d"], rate: float, key: Key[Array, ""]) -> Float
       >>> sorted(set(kept.ravel().tolist()))
       [0.0, 2.0]
     """
-    dropped = round(rate * _LEVELS)
+    dropped = min(round(rate * _LEVELS), _LEVELS - 1)
     if not dropped:
         return x
     # Behind a barrier, or each matmul that reads the result would draw the mask for itself.
     keep = jax.lax.optimization_barrier(_keep_mask(key, x.shape, dropped))
-    scale = jnp.asarray(_LEVELS / (_LEVELS - dropped), x.dtype)
-    return jnp.where(keep, x * scale, jnp.zeros((), x.dtype))
+    # In float32: in bfloat16 a factor of 1.0526 is 1.0547, and the mean would not stay.
+    scaled = (x.astype(jnp.float32) * (_LEVELS / (_LEVELS - dropped))).astype(x.dtype)
+    return jnp.where(keep, scaled, jnp.zeros((), x.dtype))
 
 
 def _keep_mask(

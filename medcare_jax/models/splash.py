@@ -45,7 +45,7 @@ def splash_attend(
     """Softmax attention to earlier tokens of the same segment; [b, t, n, h] like q.
 
     Rows and heads that are no multiple of 128 are padded: head_dim 64 costs what 128 costs.
-    Elsewhere than on TPU the kernel is interpreted, slowly, for tests.
+    On a CPU the kernel is interpreted, slowly, for tests.
 
     Args:
       q: Queries.
@@ -53,7 +53,12 @@ def splash_attend(
       v: Values.
       segments: Of queries and keys alike.
       residual_name: What remat policies call the output and its log-sum-exp.
+
+    Raises:
+      ValueError: The devices are GPUs, for which the kernel was not written.
     """
+    if current_platform() == "gpu":
+        raise ValueError("compute.attention = 'splash' is for TPUs; on a GPU take 'auto'")
     attend = functools.partial(
         _attend_local, residual_name=residual_name, interpret=current_platform() != "tpu"
     )

@@ -73,6 +73,7 @@ from medcare_jax.orthogonality.leaves import Side
 from medcare_jax.orthogonality.metrics import (
     Measures,
     activation_effect,
+    closed_share,
     effective_rank,
     leak,
     max_leak,
@@ -117,6 +118,7 @@ __all__ = [
     "accumulate_covariance",
     "accumulate_sketch",
     "activation_effect",
+    "closed_share",
     "covariance_basis",
     "effective_rank",
     "extend_basis",

@@ -237,6 +237,27 @@ def effective_rank(tree: PyTree[Array], basis: PyTree[Array]) -> dict[str, Float
     return ranks
 
 
+def closed_share(basis: PyTree[Array]) -> Float[Array, ""]:
+    """The share of the constrained matrices whose whole space is protected: these cannot learn.
+
+    Args:
+      basis: see `project_tree`.
+
+    Returns:
+      float32 scalar in [0, 1]; 0 if nothing is constrained.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> float(closed_share({"up": {"lora_a": jnp.eye(3)}, "down": {"lora_a": jnp.eye(3, 2)}}))
+      0.5
+    """
+    bases = [q for q in leaves_by_path(basis).values() if q.shape[-1]]
+    closed = [jnp.any(q != 0.0, axis=-2).sum(-1) >= q.shape[-2] for q in bases]
+    if not closed:
+        return jnp.zeros([], jnp.float32)
+    return jnp.concatenate([each.reshape(-1) for each in closed]).mean(dtype=jnp.float32)
+
+
 def _entropy_rank(values: Float[Array, "... r"]) -> Float[Array, "..."]:
     """The exponential of the entropy of the values' shares."""
     total = values.sum(-1, keepdims=True)

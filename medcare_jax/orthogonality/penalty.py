@@ -12,6 +12,7 @@ from medcare_jax.orthogonality.leaves import (
     coordinates,
     leaf_name,
     leaves_by_path,
+    matched_bases,
     oriented,
     protected_names,
 )
@@ -65,13 +66,11 @@ def overlap_penalty(
       <https://arxiv.org/abs/2310.14152>`_, 2023
     """
     _check_norm(norm)
-    return _sum(
-        [
-            _gram(path, first, second, norm)
-            for path, first, second in _pairs(knowledge, alignment, side)
-        ],
-        norm,
-    )
+    grams = [
+        _gram(path, first, second, norm)
+        for path, first, second in _pairs(knowledge, alignment, side)
+    ]
+    return _sum(grams, norm, entries=sum(gram.size for gram in grams))
 
 
 def subspace_penalty(
@@ -97,11 +96,14 @@ def subspace_penalty(
       3.0
     """
     _check_norm(norm)
-    grams = [
-        c if norm != "cosine" else _cosines(c, columns)
-        for _, c, columns in coordinates(tree, basis)
-    ]
-    return _sum(grams, norm)
+    grams: list[Array] = []
+    entries: int | Array = 0
+    bases = matched_bases(tree, basis)
+    for path, c, columns in coordinates(tree, basis):
+        grams.append(c if norm != "cosine" else _cosines(c, columns))
+        # A direction of zeros only makes the layers of a stack equally wide.
+        entries += jnp.any(bases[path] != 0.0, axis=-2).sum() * c.shape[-1]
+    return _sum(grams, norm, entries=entries)
 
 
 def _cosines(c: Float[Array, "... q r"], columns: Float[Array, "... d r"]) -> Array:
@@ -115,11 +117,12 @@ def _check_norm(norm: str) -> None:
         raise ValueError(f"expected norm to be one of {sorted(_MEASURES)}, got {norm!r}")
 
 
-def _sum(grams: list[Array], norm: Norm) -> Float[Array, ""]:
+def _sum(grams: list[Array], norm: Norm, *, entries: int | Array) -> Float[Array, ""]:
     """The norm over all Gram matrices; for the cosine the mean over their entries."""
     total = sum((_MEASURES[norm](gram) for gram in grams), start=jnp.zeros([], jnp.float32))
-    entries = max(1, sum(gram.size for gram in grams))
-    return total / entries if norm == "cosine" else total
+    return (
+        total / jnp.maximum(jnp.asarray(entries, jnp.float32), 1.0) if norm == "cosine" else total
+    )
 
 
 _MEASURES: Mapping[str, Callable[[Array], Array]] = {

@@ -245,5 +245,5 @@ def _component(path: str, leaf: Array, basis: Array) -> Array:
 
 def _check_strength(strength: float | Array) -> None:
     """Refuses a known strength out of range; a traced one is the caller's to know."""
-    if isinstance(strength, int | float) and not 0.0 <= strength <= 1.0:
+    if not isinstance(strength, jax.core.Tracer) and not 0.0 <= strength <= 1.0:
         raise ValueError(f"expected a strength in [0, 1], got {strength}")

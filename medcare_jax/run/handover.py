@@ -10,10 +10,15 @@ import jax
 from medcare_jax import distributed
 from medcare_jax.agreement import check_same
 from medcare_jax.data.packing import Batch
-from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS
+from medcare_jax.models.aggregators import (
+    ATTENTION_PROJECTIONS,
+    KNOWLEDGE_COMPONENTS,
+    MKA_COMPONENTS,
+)
 from medcare_jax.models.decoder import Decoder
+from medcare_jax.models.folding import rounded_away
 from medcare_jax.orthogonality import is_whole
-from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, Tree, digest
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree, digest, merge
 from medcare_jax.run.context import Run
 from medcare_jax.run.restore import read_basis
 from medcare_jax.settings import ConstraintSettings
@@ -25,7 +30,9 @@ from medcare_jax.training.activations import (
     refined_sketch,
 )
 from medcare_jax.training.loop import device_batches
-from medcare_jax.training.stages import Handover, Stage, begin_alignment, init_adapters
+from medcare_jax.training.stages import Handover, Stage, begin_alignment, init_adapters, select
+
+_MUCH_LOST = 0.05  # of what the attention learned, by norm
 
 
 def check_host(constraint: ConstraintSettings) -> None:
@@ -55,8 +62,24 @@ def hand_over(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Array)
         data_basis = read_basis(run.workdir, stage.name)
         if data_basis is None:
             data_basis = _data_basis(run, stage, trees, jax.random.fold_in(key, 1))
-    return begin_alignment(
+    start = begin_alignment(
         trees, run.decoder(stage.components), key, constraint=constraint, data_basis=data_basis
+    )
+    _tell_merging(run, trees, start)
+    return start
+
+
+def _tell_merging(run: Run, trees: Mapping[str, Tree], start: Handover) -> None:
+    """Says how much of what the attention had learned the base's dtype could not hold."""
+    dtype = run.settings.base.dtype
+    if dtype == "float32":
+        return
+    attention = {BASE: trees[BASE], KNOWLEDGE: select(trees[KNOWLEDGE], ATTENTION_PROJECTIONS)}
+    lost = rounded_away(merge(attention), start.base, run.settings.adapters)
+    remedy = "; base.dtype = 'float32' keeps it" if lost > _MUCH_LOST else ""
+    run.display.line(
+        f"{'WARNING: ' if remedy else ''}attention merged into the {dtype} base: {lost:.1%} of "
+        f"what it had learned was rounded away{remedy}"
     )
 
 
@@ -66,7 +89,7 @@ def covariance(run: Run, stage: Stage, trees: Mapping[str, Tree]) -> Tree:
     like = _alignment(run, stage)
     parts = run.settings.data.accumulation
     return activation_covariance(
-        *_collecting(run, trees), like, run.mesh, side=side, accumulation=parts
+        *_collecting(run, stage, trees), like, run.mesh, side=side, accumulation=parts
     )
 
 
@@ -78,9 +101,9 @@ def _data_basis(run: Run, stage: Stage, trees: Mapping[str, Tree], key: jax.Arra
     collect = functools.partial(
         activation_sketch, mesh=run.mesh, accumulation=run.settings.data.accumulation
     )
-    found = collect(*_collecting(run, trees), empty)
+    found = collect(*_collecting(run, stage, trees), empty)
     if not is_whole(found):
-        found = collect(*_collecting(run, trees), refined_sketch(found, run.mesh))
+        found = collect(*_collecting(run, stage, trees), refined_sketch(found, run.mesh))
     basis = activation_basis(found, run.mesh, energy=constraint.energy)
     check_same("the basis of activations", digest(basis))
     widths = [q.shape[-1] for q in jax.tree.leaves(basis)]
@@ -97,15 +120,17 @@ def _alignment(run: Run, stage: Stage) -> Tree:
 
 
 def _collecting(
-    run: Run, trees: Mapping[str, Tree]
+    run: Run, stage: Stage, trees: Mapping[str, Tree]
 ) -> tuple[Decoder, dict[str, Tree], Iterator[Batch]]:
-    """MKA's model, and the first `constraint.activation_batches` batches of MKA.
+    """What the stage keeps of MKA's model, and `constraint.activation_batches` batches of MKA.
 
     Their order is drawn by the seed.
     """
+    keeps_noise = NOISE in stage.components.ffn
+    components = MKA_COMPONENTS if keeps_noise else KNOWLEDGE_COMPONENTS
     return (
-        run.decoder(KNOWLEDGE_COMPONENTS),
-        {BASE: trees[BASE], KNOWLEDGE: trees[KNOWLEDGE]},
+        run.decoder(components),
+        {name: trees[name] for name in (BASE, *components.ffn)},
         _until_told(run, min(run.settings.constraint.activation_batches, run.data.mka.num_batches)),
     )
 

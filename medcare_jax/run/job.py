@@ -27,7 +27,7 @@ from medcare_jax.agreement import check_same, first_says, together
 from medcare_jax.conversion.bases import load
 from medcare_jax.files import naming_full_disk, write_json
 from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS, NO_ADAPTERS, Components
-from medcare_jax.orthogonality import extend_basis
+from medcare_jax.orthogonality import closed_share, extend_basis
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree, digest
 from medcare_jax.run import outputs
 from medcare_jax.run.context import Run
@@ -100,7 +100,7 @@ def open_run(settings: Settings, workdir: pathlib.Path, display: Display, mesh: 
     for warning in (
         *outputs.data_warnings(data),
         *outputs.context_warnings(data, base.settings.max_position_embeddings),
-        *outputs.constraint_warnings(settings),
+        *outputs.settings_warnings(settings),
     ):
         display.line(f"WARNING: {warning}")
     return Run(settings, workdir, display, mesh, base, data)
@@ -155,6 +155,8 @@ class Job:
         everything = {BASE: start.base, KNOWLEDGE: start.knowledge, ALIGNMENT: start.alignment}
         if keeps_noise:
             everything[NOISE] = trees[NOISE]
+        if constraint.use_projection and constraint.is_exact:
+            self._tell_room(start.basis)
         if constraint.use_penalty and not constraint.use_projection:
             check_penalty(constraint, everything, {ALIGNMENT: start.basis})
         learning = {name: everything[name] for name in self.da.learning}
@@ -165,6 +167,20 @@ class Job:
         known = digest(trees[KNOWLEDGE])
         state = self.train(self.da, self.run.settings.da, frozen, learning, basis, known)
         return {**frozen, **state.learning}
+
+    def _tell_room(self, basis: Tree) -> None:
+        """Says, or refuses, that matrices of the alignment cannot learn."""
+        closed = float(closed_share(basis))
+        if closed == 1:
+            raise ConstraintError(
+                "the whole space of each matrix of the alignment is protected, so that DA would "
+                "learn nothing; lower constraint.energy, or adapters.rank if the basis is 'span'"
+            )
+        if closed:
+            self.run.display.line(
+                f"WARNING: the whole space of {closed:.0%} of the alignment's matrices is "
+                "protected, so that these learn nothing; lower constraint.energy"
+            )
 
     def score(
         self, name: str, components: Components, trees: dict[str, Tree], weights: str

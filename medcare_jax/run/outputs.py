@@ -101,9 +101,14 @@ def _losses(file: Mapping[str, Any], *, over_long: str, row_length: int) -> list
     return said
 
 
-def constraint_warnings(settings: Settings) -> list[str]:
-    """What a person should know of the constraint that was asked for; empty if all is well."""
-    constraint, found = settings.constraint, []
+def settings_warnings(settings: Settings) -> list[str]:
+    """What a person should know of what was asked for; empty if all is well."""
+    constraint, adapters, found = settings.constraint, settings.adapters, []
+    if adapters.experts_per_token == 1 < adapters.experts:
+        found.append(
+            f"adapters.experts_per_token = 1 of {adapters.experts}: the gate of the one expert is "
+            "always 1, so the routers never learn whom to choose; take 2 or more"
+        )
     is_free = constraint.kind == "none" or constraint.basis == "activation"
     if settings.adapters.alignment_on_attention and not is_free:
         found.append(

@@ -25,12 +25,17 @@ from medcare_jax.distributed import StoppedEarly
 from medcare_jax.evaluation.tasks import ALIGNMENT as ALIGNMENT_KIND
 from medcare_jax.evaluation.tasks import KNOWLEDGE as KNOWLEDGE_KIND
 from medcare_jax.files import naming_full_disk, read_json, write_json
-from medcare_jax.models.aggregators import FFN_PROJECTIONS, KNOWLEDGE_COMPONENTS
+from medcare_jax.models.aggregators import (
+    FFN_PROJECTIONS,
+    KNOWLEDGE_COMPONENTS,
+    MKA_COMPONENTS,
+)
 from medcare_jax.orthogonality import max_leak
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, Tree
 from medcare_jax.run.context import Run
 from medcare_jax.run.handover import covariance, hand_over
 from medcare_jax.run.job import Job, checked_mesh, open_run
+from medcare_jax.run.outputs import settings_warnings
 from medcare_jax.run.progress import Display
 from medcare_jax.run.workdir import hold
 from medcare_jax.settings import Settings
@@ -82,7 +87,8 @@ class SeedRuns:
                 f"evaluation.tasks ask for {' and '.join(sorted(kinds)) or 'nothing'}; a study "
                 f"needs tasks of both kinds, {KNOWLEDGE_KIND} and {ALIGNMENT_KIND}"
             )
-        self._finished: dict[pathlib.Path, dict[str, Any]] = {}
+        self._trained: dict[pathlib.Path, dict[str, Tree]] = {}
+        self._scored: dict[pathlib.Path, dict[str, Any]] = {}
 
     def all_cells(self) -> list[dict[str, Any]]:
         """The results of all cells, of which those that are not there yet are made."""
@@ -98,6 +104,8 @@ class SeedRuns:
         if distributed.must_stop():
             raise StoppedEarly("stopped between two cells; those done are kept")
         self.display.headline(f"seed {self.seed}, cell {cell.name}")
+        for warning in settings_warnings(run.settings):
+            self.display.line(f"WARNING: {warning}")
         mka = self._mka(cell)
         found = {
             "seed": self.seed,
@@ -120,19 +128,27 @@ class SeedRuns:
         settings = self._with_tasks(self.study.with_seed(cell, self.seed))
         said = [stage.learning, *_of(settings, "adapters", "mka")]
         run = self._in_folder(settings, "mka", [said, self.run.data.mka.fingerprint])
-        if run.workdir in self._finished:
-            return self._finished[run.workdir]
-        trees = {BASE: run.base.params, **Job(run).train_mka(stage).learning}
-        asked = self._digest(*_of(settings, "evaluation"), self._tasks())
-        path = run.workdir / f"after-{asked}.json"
-        after = read_json(path)
-        if after is None:
-            kept = {name: trees[name] for name in (BASE, KNOWLEDGE)}
-            after = measures.task_scores(run, KNOWLEDGE_COMPONENTS, kept)
-            if distributed.is_first():
-                write_json(path, after)
-        self._finished[run.workdir] = {"trees": trees, "after": after}
-        return self._finished[run.workdir]
+        if run.workdir not in self._trained:
+            learning = Job(run).train_mka(stage).learning
+            self._trained[run.workdir] = {BASE: run.base.params, **learning}
+        trees = self._trained[run.workdir]
+        return {"trees": trees, "after": self._after_mka(run, cell, trees)}
+
+    def _after_mka(self, run: Run, cell: Cell, trees: dict[str, Tree]) -> dict[str, Any]:
+        """The scores of what DA keeps of MKA; made once for all cells that keep the same."""
+        keeps_noise = cell.method == KEEP_NOISE
+        components = MKA_COMPONENTS if keeps_noise else KNOWLEDGE_COMPONENTS
+        asked = self._digest(*_of(run.settings, "evaluation"), self._tasks())
+        path = run.workdir / f"after{'-with-noise' if keeps_noise else ''}-{asked}.json"
+        if path not in self._scored:
+            after = read_json(path)
+            if after is None:
+                kept = {name: trees[name] for name in (BASE, *components.ffn)}
+                after = measures.task_scores(run, components, kept)
+                if distributed.is_first():
+                    write_json(path, after)
+            self._scored[path] = after
+        return self._scored[path]
 
     def _run_of(self, cell: Cell) -> Run:
         """The cell's run in its folder."""

@@ -255,6 +255,8 @@ def test_finished_rows_are_told(decoder, params):
         ([[1]], {"max_new_tokens": 0}, "at least 1"),
         ([[1]], {"top_p": 0.0}, "top_p"),
         ([[1]], {"temperature": -1.0}, "temperature"),
+        ([[1]], {"seed": -1}, "seed from 0 to 4294967295"),
+        ([[1]], {"seed": 2**32}, "seed from 0 to 4294967295"),
     ],
 )
 def test_bad_requests_are_refused(decoder, params, prompts, options, message):

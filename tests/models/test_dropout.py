@@ -47,6 +47,18 @@ def test_the_mean_stays_and_so_does_the_dtype():
     assert float(exact) == pytest.approx(1.0, abs=5 * (0.05 / 0.95) ** 0.5 / ones.size**0.5)
 
 
+def test_the_mean_of_bfloat16_stays_too():
+    x = jax.random.uniform(jax.random.key(3), (4, 512, 64), minval=1.0, maxval=2.0)
+    x = x.astype(jnp.bfloat16)
+    kept = dropout(x, 0.05, jax.random.key(0)).astype(jnp.float32)
+    scale = float(kept.sum() / jnp.where(kept == 0, 0, x.astype(jnp.float32)).sum())
+    assert abs(scale - 1 / 0.95) < 2e-4
+
+
+def test_a_rate_just_below_one_is_a_rate():
+    assert np.isfinite(dropout(jnp.ones((1, 4, 8)), 0.999999, jax.random.key(0))).all()
+
+
 def test_no_rate_changes_nothing():
     x = jax.random.normal(KEY, (2, 3, 4))
     assert dropout(x, 0.0, KEY) is x

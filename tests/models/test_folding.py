@@ -8,8 +8,9 @@ import pytest
 
 from medcare_jax import params as trees
 from medcare_jax.models.aggregators import DA_ATTENTION_COMPONENTS, NO_ADAPTERS, Components
-from medcare_jax.models.folding import FoldingError, fold
+from medcare_jax.models.folding import FoldingError, fold, rounded_away
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE
+from medcare_jax.settings import AdapterSettings
 from tests.helpers import (
     TINY_ADAPTERS,
     outputs_of,
@@ -56,6 +57,28 @@ def test_rounded_once(target: jnp.dtype | None) -> None:
     assert values.dtype == np.dtype(target or jnp.bfloat16)
     error = np.abs(values.astype(np.float64) - exact)
     assert (error <= 0.5001 * np.spacing(np.abs(values)).astype(np.float64) + 1e-5).all()
+
+
+def test_what_rounding_takes_of_a_small_delta_is_told():
+    random = np.random.default_rng(0)
+    kernel = jnp.asarray(random.standard_normal((2, 48, 40)), jnp.bfloat16)
+    pair = {
+        "lora_a": jnp.asarray(random.standard_normal((2, 48, 4)), jnp.float32),
+        "lora_b": jnp.asarray(random.standard_normal((2, 4, 40)), jnp.float32),
+    }
+    adapters, lost = AdapterSettings(rank=4, alpha=4.0), {}
+    for size in (1e-4, 1e-2):
+        small = {"lora_a": pair["lora_a"], "lora_b": size * pair["lora_b"]}
+        params = {"up": {"kernel": kernel, KNOWLEDGE: small}}
+        lost[size] = rounded_away(params, fold(params, adapters), adapters)
+        delta = np.asarray(small["lora_a"], np.float64) @ np.asarray(small["lora_b"], np.float64)
+        base = np.asarray(kernel, np.float64)
+        off = np.asarray(fold(params, adapters)["up"]["kernel"], np.float64) - base - delta
+        expected = np.linalg.norm(off) / np.linalg.norm(delta)
+        np.testing.assert_allclose(lost[size], expected, rtol=1e-4)
+        exact = {"up": {"kernel": kernel.astype(jnp.float32), KNOWLEDGE: small}}
+        assert rounded_away(exact, fold(exact, adapters), adapters) < 1e-3
+    assert lost[1e-4] > 0.5 > 0.1 > lost[1e-2]
 
 
 def test_untouched_leaves_are_the_same_arrays() -> None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medcare_jax.models import splash
 from medcare_jax.models.attention import attend, attend_packed, choose_kernel, packed_mask
 from medcare_jax.models.splash import block_size, splash_attend
 from medcare_jax.settings import MeshSettings
@@ -86,6 +87,13 @@ def test_the_kernel_that_is_named_is_taken():
     segments = packed(1, 128)
     named = attend_packed(q, k, v, segments, kernel="splash")
     np.testing.assert_array_equal(named, kernel(q, k, v, segments))
+
+
+def test_it_is_not_for_gpus(monkeypatch):
+    monkeypatch.setattr(splash, "current_platform", lambda: "gpu")
+    x = jnp.ones((1, 8, 2, 4))
+    with pytest.raises(ValueError, match="on a GPU take 'auto'"):
+        splash_attend(x, x, x, jnp.ones((1, 8), jnp.int32), residual_name="x")
 
 
 def test_blocks_divide_the_row():

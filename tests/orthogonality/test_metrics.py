@@ -7,6 +7,7 @@ import pytest
 
 from medcare_jax.orthogonality import (
     activation_effect,
+    closed_share,
     effective_rank,
     leak,
     max_leak,
@@ -91,6 +92,13 @@ def test_random_subspaces_overlap_by_p_over_d():
     second = orthonormal_basis({"lora_a": normal(1, 500, 30)})
     assert float(overlap_energy(first, second)["lora_a"]) == pytest.approx(20 / 500, rel=0.2)
     assert float(principal_cosines(first, second)["lora_a"][0]) < 0.45
+
+
+def test_closed_matrices_are_those_without_a_free_direction():
+    full, padded = jnp.eye(4), jnp.eye(4).at[:, 3].set(0.0)
+    assert float(closed_share({"up": {"lora_a": jnp.stack([full, padded])}})) == 0.5
+    assert float(closed_share({"up": {"lora_a": full, "lora_b": jnp.zeros((6, 0))}})) == 1.0
+    assert float(closed_share({"up": {"lora_a": jnp.zeros((4, 0))}})) == 0.0
 
 
 def test_effective_rank_of_what_is_left():

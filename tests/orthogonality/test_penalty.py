@@ -126,6 +126,14 @@ def test_complement_has_no_penalty():
         assert float(overlap_penalty(knowledge, alignment, norm=norm)) < 1e-5
 
 
+def test_directions_that_a_stack_pads_with_do_not_count():
+    tree = {"lora_a": jnp.array([[1.0], [0.0], [0.0]])}
+    narrow, wide = ({"lora_a": jnp.eye(3, 1)}, {"lora_a": jnp.eye(3).at[:, 1:].set(0.0)})
+    for norm in ("l1", "frobenius", "cosine"):
+        assert float(subspace_penalty(tree, wide, norm=norm)) == 1.0
+        assert float(subspace_penalty(tree, narrow, norm=norm)) == 1.0
+
+
 def test_cosine_is_scale_free_in_unit_range_and_finite_at_zero():
     knowledge, alignment = lora(0), lora(1)
     penalty = lambda k, o: overlap_penalty(k, o, norm="cosine")

@@ -128,6 +128,8 @@ def test_float64_updates_keep_their_precision():
 def test_strength_out_of_range_is_refused(strength):
     with pytest.raises(ValueError, match=r"strength in \[0, 1\]"):
         project_updates(strength=strength)
+    with pytest.raises(ValueError, match=r"strength in \[0, 1\]"):
+        project_tree({}, {}, strength=jnp.float32(strength))
 
 
 # Contract of optax transforms.

@@ -1,5 +1,6 @@
 """The hand-over of a run: a pass over MKA's data exactly where the basis needs one."""
 
+import dataclasses
 import pathlib
 import types
 
@@ -11,7 +12,7 @@ from medcare_jax import distributed
 from medcare_jax.checkpoints import Checkpoints
 from medcare_jax.models.decoder import Decoder
 from medcare_jax.orthogonality import max_leak
-from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, digest, flatten, split
+from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, flatten, split
 from medcare_jax.run.handover import check_host, hand_over
 from medcare_jax.run.progress import Display
 from medcare_jax.settings import ConstraintSettings, MeshSettings
@@ -52,11 +53,15 @@ def trees():
     return {name: parts[name] for name in (BASE, KNOWLEDGE)}
 
 
-def handed_over(trees, workdir=pathlib.Path("none"), num_batches=50, **constraint):
+def handed_over(
+    trees, workdir=pathlib.Path("none"), num_batches=50, dtype="float32", stage=DA, **constraint
+):
     """What DA begins with, and how many batches were looked at."""
     mesh, batches = make_mesh(MeshSettings(1, 1, 1), jax.devices()[:1]), Batches(num_batches)
     run = types.SimpleNamespace(
         settings=types.SimpleNamespace(
+            adapters=ADAPTERS,
+            base=types.SimpleNamespace(dtype=dtype),
             constraint=ConstraintSettings(**constraint),
             data=types.SimpleNamespace(accumulation=2),
         ),
@@ -67,7 +72,7 @@ def handed_over(trees, workdir=pathlib.Path("none"), num_batches=50, **constrain
         display=Display(),
     )
     with jax.set_mesh(mesh):
-        return hand_over(run, DA, trees, jax.random.key(1)), batches.taken
+        return hand_over(run, stage, trees, jax.random.key(1)), batches.taken
 
 
 def test_a_basis_of_the_knowledge_needs_no_data(trees):
@@ -94,6 +99,31 @@ def test_the_pass_is_shown_and_ends_with_the_data(trees, capsys):
     for num_batches, seen in ((50, "batches of MKA 3/3"), (2, "batches of MKA 2/2")):
         handed_over(trees, num_batches=num_batches, **asked)
         assert seen in capsys.readouterr().err
+
+
+def test_noise_that_is_kept_is_looked_through_too(trees):
+    parts = split(random_params(stage_decoder(MKA), seed=5))
+    noisy = {name: parts[name] for name in (BASE, KNOWLEDGE, NOISE)}
+    ffn = (KNOWLEDGE, NOISE, ALIGNMENT)
+    kept = dataclasses.replace(DA, components=dataclasses.replace(DA.components, ffn=ffn))
+    asked = {"basis": "activation", "energy": 0.8, "activation_batches": 3}
+    with_noise, without = (
+        handed_over(noisy, stage=stage, **asked)[0].basis for stage in (kept, DA)
+    )
+    assert digest(with_noise) != digest(without)
+    assert digest(without) == digest(handed_over(trees, **asked)[0].basis)
+
+
+def test_what_the_bases_dtype_cannot_hold_of_the_attention_is_said(trees, capsys):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), trees[BASE])
+    small = jax.tree.map(lambda leaf: leaf * 1e-2, trees[KNOWLEDGE])
+    for knowledge, is_much in ((trees[KNOWLEDGE], False), (small, True)):
+        handed_over({BASE: half, KNOWLEDGE: knowledge}, dtype="bfloat16", basis="span")
+        said = capsys.readouterr().err
+        assert "attention merged into the bfloat16 base" in said
+        assert ("WARNING" in said) == is_much, said
+    handed_over(trees, basis="span")
+    assert "merged" not in capsys.readouterr().err
 
 
 def test_wide_layers_are_looked_at_twice(trees, monkeypatch):

@@ -14,7 +14,7 @@ from medcare_jax.files import write_json
 from medcare_jax.orthogonality import extend_basis, project_tree
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE
 from medcare_jax.run.job import ConstraintError, Job, check_penalty, open_run
-from medcare_jax.run.outputs import constraint_warnings
+from medcare_jax.run.outputs import settings_warnings
 from medcare_jax.run.progress import Display
 from medcare_jax.settings import ConstraintSettings, MeshSettings, make_settings
 from medcare_jax.sharding import make_mesh
@@ -72,7 +72,7 @@ def test_a_penalty_beside_a_projection_is_warned_of_where_it_moves_nothing(
     slope = jax.grad(penalty)(alignment)
     moved = project_tree(slope, found, strength=strength)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moved))
-    warned = constraint_warnings(dataclasses.replace(TINY, constraint=settings))
+    warned = settings_warnings(dataclasses.replace(TINY, constraint=settings))
     assert bool(warned) == (strength == 1)
     assert (largest < 1e-4) == bool(warned), largest
 
@@ -85,8 +85,15 @@ def test_an_alignment_on_attention_that_nothing_constrains_is_said():
         (ConstraintSettings(kind="none"), False),
     ]:
         settings = dataclasses.replace(TINY, adapters=adapters, constraint=constraint)
-        assert ("kept off nothing" in " ".join(constraint_warnings(settings))) == is_said
-    assert constraint_warnings(TINY) == []
+        assert ("kept off nothing" in " ".join(settings_warnings(settings))) == is_said
+    assert settings_warnings(TINY) == []
+
+
+def test_routers_that_cannot_learn_are_said():
+    for one, is_said in ((1, True), (2, False)):
+        adapters = dataclasses.replace(TINY.adapters, experts=4, experts_per_token=one)
+        found = settings_warnings(dataclasses.replace(TINY, adapters=adapters))
+        assert ("routers never learn" in " ".join(found)) == is_said
 
 
 @pytest.mark.parametrize(
@@ -102,8 +109,20 @@ def test_an_alignment_on_attention_that_nothing_constrains_is_said():
 )
 def test_a_penalty_all_of_whose_slope_is_projected_away_is_said(changes, is_said):
     constraint = ConstraintSettings(**{"kind": "projection+penalty"} | changes)
-    found = constraint_warnings(dataclasses.replace(TINY, constraint=constraint))
+    found = settings_warnings(dataclasses.replace(TINY, constraint=constraint))
     assert ("the penalty does nothing" in " ".join(found)) == is_said
+
+
+def test_an_alignment_without_room_is_refused_or_said(capsys):
+    job = Job.__new__(Job)
+    job.run = types.SimpleNamespace(display=Display())
+    full, half = {"lora_a": jnp.eye(4)}, {"lora_a": jnp.eye(4, 2)}
+    with pytest.raises(ConstraintError, match="DA would learn nothing; lower constraint.energy"):
+        job._tell_room({"up": full, "down": full})
+    job._tell_room({"up": half, "down": half})
+    assert not capsys.readouterr().err
+    job._tell_room({"up": full, "down": half})
+    assert "the whole space of 50% of the alignment's matrices" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,19 @@ import types
 import jax
 import pytest
 
-from configs import ablation_tiny
+from configs import ablation_tiny, tiny
 from medcare_jax import distributed
 from medcare_jax.evaluation.tasks import ALIGNMENT, KNOWLEDGE
 from medcare_jax.files import DiskFullError
+from medcare_jax.models.aggregators import KNOWLEDGE_COMPONENTS, MKA_COMPONENTS
+from medcare_jax.params import BASE, NOISE
+from medcare_jax.params import KNOWLEDGE as KNOWLEDGE_TREE
 from medcare_jax.run.progress import Display
+from medcare_jax.settings import make_settings
 from medcare_jax.sharding import ShardingError
 from medcare_jax.study import runner
 from medcare_jax.study.runner import SeedRuns, run_study
-from medcare_jax.study.settings import make_study
+from medcare_jax.study.settings import KEEP_NOISE, MEDCARE, make_study
 
 
 @pytest.fixture
@@ -87,7 +91,9 @@ def test_natural_angles_are_those_of_a_free_alignment(
     made, tmp_path, monkeypatch, baseline, has_angles
 ):
     """One LoRA has no alignment at all, and that of a projected cell is not free."""
-    monkeypatch.setattr(SeedRuns, "_run_of", lambda *_: types.SimpleNamespace(workdir=tmp_path))
+    settings = make_settings(tiny.get_config())
+    run = types.SimpleNamespace(workdir=tmp_path, settings=settings)
+    monkeypatch.setattr(SeedRuns, "_run_of", lambda *_: run)
     monkeypatch.setattr(SeedRuns, "_mka", lambda *_: {"after": {}})
     for part in ("_aligned", "_one_lora"):
         monkeypatch.setattr(runner, part, lambda *_: {"trees": {}, "after": {}})
@@ -97,6 +103,35 @@ def test_natural_angles_are_those_of_a_free_alignment(
     runs = SeedRuns(make_study(config), 0, tmp_path, Display(is_shown=False))
     (cell,) = (cell for cell in runs.study.cells if cell.name == baseline)
     assert ("geometry" in runs._result(cell)) == has_angles
+
+
+def test_a_cell_is_compared_with_what_it_keeps_of_mka(made, tmp_path, monkeypatch):
+    """And what cells share is scored once, in this process and for the next."""
+    asked = []
+
+    def score(run, components, trees):
+        asked.append((components, list(trees)))
+        return {"score": len(asked)}
+
+    monkeypatch.setattr(runner.measures, "task_scores", score)
+    monkeypatch.setattr(SeedRuns, "_tasks", lambda *_: "tasks")
+    study = make_study(ablation_tiny.get_config())
+    trees = dict.fromkeys((BASE, KNOWLEDGE_TREE, NOISE), {})
+    run = types.SimpleNamespace(workdir=tmp_path, settings=make_settings(tiny.get_config()))
+
+    def after(*methods):
+        runs = SeedRuns(study, 0, tmp_path, Display(is_shown=False))
+        cells = {cell.method: cell for cell in study.cells}
+        return [runs._after_mka(run, cells[method], trees) for method in methods]
+
+    first = after(MEDCARE, KEEP_NOISE, MEDCARE)
+    assert first == [{"score": 1}, {"score": 2}, {"score": 1}]
+    assert asked == [
+        (KNOWLEDGE_COMPONENTS, [BASE, KNOWLEDGE_TREE]),
+        (MKA_COMPONENTS, [BASE, KNOWLEDGE_TREE, NOISE]),
+    ]
+    assert after(KEEP_NOISE, MEDCARE) == [{"score": 2}, {"score": 1}]
+    assert len(asked) == 2
 
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
