@@ -5,7 +5,8 @@ it, whatever the tokenizer's chat template looks like. ``reference`` is the publ
 MedCare: Qwen's chat format, whose markers are learnt in every turn, system and user included.
 
 A dialogue is tokenised in pieces, cut where targets begin and end. So the tokens before an answer
-are the very ones that stand before it when the model generates, and no token is half a target.
+are the very ones that stand before it when the model generates, and no token is half a target. A
+template that asks for today is told the same day always, `templates.DAY`.
 """
 
 import hashlib
@@ -17,16 +18,17 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from medcare_jax.data.records import Record, RecordError, Turn
+from medcare_jax.data.templates import Message, TemplateRefusal, render
 
 __all__ = [
     "QWEN_TEMPLATE",
     "SYSTEM_PROMPT",
     "TARGETS",
     "Example",
+    "Message",
     "count_leading_turns",
     "encode_dialogue",
     "encode_dialogues",
@@ -50,7 +52,6 @@ QWEN_TEMPLATE = (
 )
 _CHAT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
-Message = dict[str, str]
 Piece = tuple[str, bool]  # text, and whether its tokens are targets
 
 
@@ -84,8 +85,10 @@ def encode_dialogue(
         `QWEN_TEMPLATE` for a tokenizer without one. ``"reference"`` has its own fixed format.
 
     Raises:
-      RecordError: A turn holds a control token, or the template cannot show where it ends.
-      ValueError: ``targets`` is unknown, or the tokenizer lacks what the format needs.
+      RecordError: A turn holds a control token, or the template fails on it or cannot show where
+        it ends.
+      ValueError: ``targets`` is unknown, the tokenizer lacks what the format needs, or its template
+        is no Jinja.
     """
     (example,) = encode_dialogues([record], tokenizer, targets=targets, template=template)
     if isinstance(example, RecordError):
@@ -141,16 +144,13 @@ def encode_prompt(
       template: As in `encode_dialogue`.
 
     Raises:
-      ValueError: A message holds a control token, or the template refuses the messages.
+      ValueError: A message holds a control token, the template refuses the messages, or it is no
+        Jinja.
     """
     control = _control_tokens(tokenizer)
     if any(control.search(message["content"]) for message in messages):
         raise ValueError("expected plain text in every message, got a control token in one")
-    try:
-        text = _render(messages, tokenizer, template or _template_of(tokenizer), is_prompt=True)
-    except TemplateError:
-        problem = "the chat template refuses these messages; check their roles"
-        raise ValueError(problem) from None  # its own error may quote a message
+    text = render(messages, tokenizer, template or _template_of(tokenizer), is_prompt=True)
     return np.array(_ids([text], tokenizer)[0], np.int32)
 
 
@@ -166,7 +166,7 @@ def end_token_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     """The sha256 over all that makes tokens of messages: the tokenizer, its chat template.
 
-    The template itself is taken and not what it renders, which may name the day.
+    The template itself is taken and not what it renders.
     """
     inner = json.loads(tokenizer.backend_tokenizer.to_str())
     for name in ("truncation", "padding"):  # each call sets them anew
@@ -218,20 +218,18 @@ def _assistant_pieces(
     system, turns = _split(record)
     messages = to_messages([*system, *(turn for _, turn in turns)])
 
-    def render(count: int, *, is_prompt: bool) -> str:
+    def shown(count: int, *, is_prompt: bool) -> str:
         """The first messages, or the error that names this record."""
         try:
-            return _render(messages[:count], tokenizer, template, is_prompt=is_prompt)
-        except TemplateError:
-            problem = "the chat template refuses the order of the turns"
-            # Not from its own error, which may quote a message.
-            raise RecordError(record.location, "conversations", problem) from None
+            return render(messages[:count], tokenizer, template, is_prompt=is_prompt)
+        except TemplateRefusal as error:
+            raise RecordError(record.location, "conversations", str(error)) from None
 
-    text, done = render(len(messages), is_prompt=False), 0
+    text, done = shown(len(messages), is_prompt=False), 0
     for count, (place, turn) in enumerate(turns, len(system)):
         if turn.role != "gpt":
             continue
-        prompt = render(count, is_prompt=True)
+        prompt = shown(count, is_prompt=True)
         end = control.search(text, len(prompt))
         answer = text[len(prompt) : end.start()] if end else ""
         if not (end and text.startswith(prompt) and turn.text.strip() in answer):
@@ -266,20 +264,6 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
     ids: list[list[int]] = encoded["input_ids"]
     return ids
-
-
-def _render(
-    messages: Sequence[Message],
-    tokenizer: PreTrainedTokenizerFast,
-    template: str,
-    *,
-    is_prompt: bool,
-) -> str:
-    """The text of a dialogue."""
-    text = tokenizer.apply_chat_template(
-        list(messages), chat_template=template, tokenize=False, add_generation_prompt=is_prompt
-    )
-    return str(text)
 
 
 def _template_of(tokenizer: PreTrainedTokenizerFast) -> str:

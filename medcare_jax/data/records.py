@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
-from medcare_jax.data.scanning import RecordError, parse_json, scan_json
+from medcare_jax.data.prepared import INFO_FILE, Entries, open_array_record, open_prepared
+from medcare_jax.data.scanning import RecordError, scan_json
 
 __all__ = ["Record", "RecordError", "RecordSource", "Turn", "open_records", "parse_record"]
 
@@ -27,7 +28,6 @@ _ROLES: Mapping[Any, Role] = {
 # A lone half of a surrogate pair is no character, and NUL ends a string for some tokenizers.
 NOT_TEXT = "expected text, got a NUL or half a surrogate pair in it"
 _NO_TEXT = re.compile("[\x00\ud800-\udfff]")
-_TFDS_MARK = "dataset_info.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,62 +290,34 @@ def with_own_id(record: Record, location: str, number: int, seen: dict[str, str]
     return record
 
 
-def _open_entries(path: Path) -> Sequence[Any] | None:
+def _open_entries(path: Path) -> Entries | None:
     """The entries of an array_record or a TFDS folder by number; None for a text file."""
-    if path.is_dir() or (path.parent / _TFDS_MARK).is_file() and not path.exists():
-        return _open_prepared(path)
+    if path.is_dir() or (path.parent / INFO_FILE).is_file() and not path.exists():
+        return open_prepared(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of records at {path}, found none")
-    if ".array_record" not in path.name:
-        return None
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    entries: Sequence[Any] = ArrayRecordDataSource([str(path)])
-    return entries
+    return open_array_record(path) if ".array_record" in path.name else None
 
 
-def _open_prepared(path: Path) -> Sequence[Any]:
-    """One split of a folder that TFDS prepared."""
-    folder, split = (path, None) if (path / _TFDS_MARK).is_file() else (path.parent, path.name)
-    if not (folder / _TFDS_MARK).is_file():
-        raise FileNotFoundError(f"expected {_TFDS_MARK} of a TFDS data set in {path}, found none")
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(str(folder))
-    names = sorted(builder.info.splits)
-    if split is None and len(names) == 1:
-        split = names[0]
-    if split not in names:
-        raise FileNotFoundError(f"expected {folder}/SPLIT with SPLIT one of {names}")
-    entries: Sequence[Any] = builder.as_data_source(split=split)
-    return entries
-
-
-def _located(path: Path, entries: Sequence[Any] | None) -> Iterator[tuple[str, Any]]:
+def _located(path: Path, entries: Entries | None) -> Iterator[tuple[str, Any]]:
     """Every value of a file with its location."""
     if entries is None:
         yield from scan_json(path)
     else:
         for number in range(len(entries)):
             location = f"{path}:{number + 1}"
-            yield location, _entry_value(entries[number], location)
+            yield location, entries.value(number, location)
 
 
-def _entry_value(entry: Any, location: str) -> Any:
-    """The JSON value in one entry: bytes as they are, or the one field of a TFDS example."""
-    try:
-        document = next(iter(entry.values())) if isinstance(entry, dict) else entry
-        return parse_json(bytes(document).decode(), location)
-    except UnicodeDecodeError:
-        return RecordError(location, "", "expected UTF-8, got other bytes")
-
-
-def _fetch_from(path: Path, entries: Sequence[Any]) -> Callable[[int], Record]:
+def _fetch_from(path: Path, entries: Entries) -> Callable[[int], Record]:
     """Random access to the records of an array_record."""
 
     def fetch(number: int) -> Record:
         """The record of one entry."""
         location = f"{path}:{number + 1}"
-        return parse_record(_entry_value(entries[number], location), location)
+        value = entries.value(number, location)
+        if isinstance(value, RecordError):  # the file was damaged since it was checked
+            raise value
+        return parse_record(value, location)
 
     return fetch

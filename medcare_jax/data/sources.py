@@ -24,6 +24,13 @@ __all__ = ["MedCareData", "prepare"]
 Files = Mapping[str, Sequence[str | os.PathLike[str]]]
 
 
+class _OwnInfo(tfds.core.DatasetInfo):
+    """What TFDS notes of a data set that no server knows."""
+
+    def initialize_from_bucket(self) -> None:
+        """Asks for nothing; TFDS would leave an empty folder in the temporary one."""
+
+
 class MedCareData(tfds.core.GeneratorBasedBuilder):
     """TFDS data set of dialogues with one feature: ``record``, the UTF-8 JSON of an item.
 
@@ -47,7 +54,7 @@ class MedCareData(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         """One feature; shuffling is the training pipeline's business."""
         features = tfds.features.FeaturesDict({"record": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+        return _OwnInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, Any]]]:
         """One generator a split."""

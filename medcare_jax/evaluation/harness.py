@@ -19,6 +19,7 @@ from lm_eval.models.utils import (
 from transformers import PreTrainedTokenizerFast
 
 from medcare_jax.data.chat import QWEN_TEMPLATE
+from medcare_jax.data.templates import render
 from medcare_jax.evaluation.likelihood import OptionScore, continuation_scores, rolling_pairs
 from medcare_jax.generation.sampler import Sampler
 from medcare_jax.models.decoder import Decoder
@@ -104,15 +105,14 @@ class DecoderLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A dialogue as the model reads it: by its own template, or by Qwen's if it has none."""
-        text: Any = self.tokenizer.apply_chat_template(
+        """A dialogue as the model learnt it: by its own template, or by Qwen's if it has none."""
+        return render(
             chat_history,
-            chat_template=self.tokenizer.chat_template or QWEN_TEMPLATE,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
+            self.tokenizer,
+            self.tokenizer.chat_template or QWEN_TEMPLATE,
+            is_prompt=add_generation_prompt,
+            is_begun=not add_generation_prompt,
         )
-        return str(text)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False

@@ -39,6 +39,9 @@ Family = Literal[
 LETTERS = re.compile(r"[A-Z][A-Z,，、;；\s]*")
 """The gold of an exam."""
 
+MAX_TYPE = 100
+"""Most characters of a type, which is a key of the results; a longer text is no name."""
+
 
 class Item(NamedTuple):
     """One request.
@@ -71,7 +74,8 @@ def read_item(record: Record, family: Family) -> Item:
     """The item of a record.
 
     Raises:
-      RecordError: its gold is missing or is not what the family asks for.
+      RecordError: its gold is missing or is not what the family asks for, or its id or type is no
+        short text.
     """
     if record.evaluation is None:
         problem = 'expected an object with the gold, such as {"answer": ...}; got none'
@@ -79,9 +83,10 @@ def read_item(record: Record, family: Family) -> Item:
     if record.turns[-1].role != "gpt" or record.turns[-2].role != "human":
         raise RecordError(record.location, "conversations", "expected a prompt, then its gold")
     facts = record.evaluation
-    kind = facts.get("task_dataset") if family == "cblue" else facts.get("type")
+    key = "task_dataset" if family == "cblue" else "type"
+    kind = read_type(facts.get(key), record.location, f"eval.{key}")
     name = read_id(facts.get("sample_id"), record.id, record.location, "eval.sample_id")
-    item = Item(name, str(kind or ""), record.turns[:-1], gold=None)
+    item = Item(name, kind, record.turns[:-1], gold=None)
     return READERS[family](record, facts, item)
 
 
@@ -96,6 +101,24 @@ def read_id(value: Any, default: str, location: str, field: str) -> str:
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         return str(value)
     raise RecordError(location, field, "expected text or a whole number")
+
+
+def read_type(value: Any, location: str, field: str) -> str:
+    """A type as it is, and empty text in place of none.
+
+    Raises:
+      RecordError: anything else than a short text on one line; with location and field.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        came = type(value).__name__
+    elif len(value) > MAX_TYPE or len(value.splitlines()) > 1:
+        came = f"{len(value)} on {len(value.splitlines())} lines"
+    else:
+        return value
+    problem = f"expected text of at most {MAX_TYPE} characters on one line, got {came}"
+    raise RecordError(location, field, problem)
 
 
 def _exam(record: Record, facts: Mapping[str, Any], item: Item) -> Item:

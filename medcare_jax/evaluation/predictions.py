@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from medcare_jax.data.records import NOT_TEXT, Record, RecordError, Turn, is_text
 from medcare_jax.data.scanning import scan_json
 from medcare_jax.evaluation.grading import Grade, grade
-from medcare_jax.evaluation.items import LETTERS, READERS, Family, Item, read_id
+from medcare_jax.evaluation.items import LETTERS, READERS, Family, Item, read_id, read_type
 from medcare_jax.evaluation.results import FORMAT, DataFile, Results, Sample
 from medcare_jax.evaluation.scoring import Rules
 from medcare_jax.evaluation.scoring.cblue_parse import PARSERS
@@ -57,12 +57,14 @@ def score_predictions(
       seed: of the bootstrap.
 
     Raises:
-      RecordError: a line is no object with a text, or lacks its gold; by file and line.
+      RecordError: a line is no object with a text, lacks its gold, or has the id of another; by
+        file and line.
       PredictionError: with `data`, answers of another number, or in another order.
     """
     spec = TASKS[task]
     lines = _read(path)
     items, files = _items(path, lines, task, data)
+    _refuse_twins(lines)
     grades = [grade(spec, i, line.text, rules) for i, line in zip(items, lines, strict=True)]
     graded = [_graded(i, g) for i, g in zip(items, grades, strict=True)]
     results: Results = {
@@ -164,7 +166,7 @@ def _item(spec: TaskSpec, line: _Line) -> Item:
         raise RecordError(line.location, f"{line.field}.answer_choices", problem)
     return Item(
         _id(line, line.location.rpartition(":")[2]),
-        str(kind or ""),
+        read_type(kind, line.location, f"{line.field}.type"),
         (Turn("human", line.prompt),),
         gold=None,
         options=dict.fromkeys("ABCDEFGHIJ", "") if spec.family == "exam" else {},
@@ -176,6 +178,18 @@ def _id(line: _Line, default: str) -> str:
     """The id of a line's item."""
     value = (line.info or {}).get("sample_id")
     return read_id(value, default, line.location, f"{line.field}.sample_id")
+
+
+def _refuse_twins(lines: Sequence[_Line]) -> None:
+    """An id that comes twice would count one item double."""
+    seen: dict[str, str] = {}
+    for line in lines:
+        if not (name := _id(line, "")):
+            continue
+        if name in seen:
+            problem = f"expected an id of its own, got the one of {seen[name]}"
+            raise RecordError(line.location, f"{line.field}.sample_id", problem)
+        seen[name] = line.location
 
 
 def _with_gold(spec: TaskSpec, line: _Line) -> Item:

@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import tensorflow_datasets as tfds
@@ -99,6 +100,7 @@ def test_records_without_an_id_are_no_twins(tmp_path):
 def test_no_tensorflow_is_imported(files, tmp_path):
     program = """
 import sys
+import tempfile
 from medcare_jax.data.sources import prepare
 import tensorflow_datasets as tfds
 folder = prepare({"train": [sys.argv[1]]}, sys.argv[2])
@@ -209,3 +211,10 @@ def test_it_is_an_ordinary_tfds_builder(files, tmp_path):
         "test": 1,
     }
     assert json.loads(builder.as_data_source("train")[10]["record"]) == dialogue(10)
+
+
+def test_no_temporary_folder_stays(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    prepare(files, tmp_path / "prepared")
+    assert list((tmp_path / "temporary").iterdir()) == []

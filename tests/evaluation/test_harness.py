@@ -224,3 +224,11 @@ def test_answers_equal_the_harness_own_on_a_real_model(tmp_path):
     ]
     print(f"largest difference of {len(differences)} log-likelihoods: {max(differences):.2e}")
     check_equal(ours, theirs, atol=2e-3)
+
+
+def test_the_day_of_a_dialogue_is_that_of_training(folder):
+    ours = open_ours(folder)
+    ours.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[-1].content }}"
+    history = [{"role": "user", "content": "Cough?"}]
+    assert ours.apply_chat_template(history) == "26 Jul 2024 Cough?"
+    assert ours.apply_chat_template(history, add_generation_prompt=False) == "26 Jul 2024 Cough?"

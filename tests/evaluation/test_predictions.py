@@ -113,6 +113,20 @@ def test_a_bad_file_is_refused_by_its_line(tmp_path, text, message):
         score_predictions(path, "medqa", "reference")
 
 
+@pytest.mark.parametrize("field", ["additional_info", "eval"])
+def test_an_id_that_comes_twice_is_refused_by_both_lines(tmp_path, field):
+    path = tmp_path / "infer.jsonl"
+    ids = [1, None, "2", None, "1"]
+    rows = [{"text": "x", field: {"answer": "B", "sample_id": each}} for each in ids]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problem = f"{path}:5: {field}.sample_id: expected an id of its own, got the one of {path}:1"
+    with pytest.raises(RecordError) as caught:
+        score_predictions(path, "medqa", "reference")
+    assert str(caught.value) == problem
+    path.write_text(json.dumps(rows[:4]))  # on one line
+    assert len(score_predictions(path, "medqa", "reference").samples) == 4
+
+
 def test_gold_in_one_file_is_for_cblue(folder):
     path = answers(folder / "infer.jsonl", "x", "y")
     with pytest.raises(ValueError, match="expected a folder"):
@@ -133,6 +147,8 @@ FORMAT = {"format": "code_title"}
         ("medqa", {"answer": []}, "answer"),
         ("medqa", {"answer": "doe"}, "answer"),
         ("medqa", {"answer": "B", "sample_id": ["s"]}, "sample_id"),
+        ("medqa", {"answer": "B", "type": {"patient": "doe"}}, "type"),
+        ("meqsum", {"answer": "B", "type": "doe " * 30}, "type"),
         ("cblue", {"answer": "doe", "task_dataset": "CMeEE-V2"}, "answer"),
         ("cblue", {"answer": ["doe"], "task_dataset": "CMeEE-V2"}, "answer"),
         ("cblue", {"answer": {"doe": 3}, "task_dataset": "IMCS-V2-MRG"}, "answer"),
