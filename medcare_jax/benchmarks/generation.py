@@ -147,7 +147,9 @@ def _theirs(opened: Opened) -> Generate:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/model"
         save_huggingface(path, opened.decoder.settings, opened.params, dtype="float32")
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, trust_remote_code=False
+        )
     model.eval()
     model.generation_config.eos_token_id = None
 

@@ -30,13 +30,13 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       The sibling to write into.
 
     Raises:
-      ConversionError: The target exists already, another process is writing it, or its disk
-        filled up; names the disk.
+      ConversionError: The target exists already, another process is writing it, the sibling's
+        name is that of a link or a file, or its disk filled up; names the disk.
     """
     target = pathlib.Path(target).absolute()
     _check_free(target)
     partial = target.parent / f".{target.name}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
+    _make(partial)
     with _alone(partial, target):
         try:
             _empty(partial)
@@ -52,10 +52,21 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             raise
 
 
+def _make(partial: pathlib.Path) -> None:
+    """Makes the sibling unless it is there; of a link, what it points to would be emptied."""
+    with contextlib.suppress(FileExistsError):
+        partial.mkdir(parents=True)
+    if partial.is_symlink() or not partial.is_dir():
+        raise ConversionError(
+            f"{partial} is a link or a file, expected nothing or a folder; remove it, or name "
+            "another target"
+        )
+
+
 @contextlib.contextmanager
 def _alone(partial: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
     """Holds the system's lock of the folder that is to become the target."""
-    descriptor = os.open(partial, os.O_RDONLY)
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if not _lock(descriptor, partial):
             _check_free(target)
@@ -71,14 +82,14 @@ def _lock(descriptor: int, partial: pathlib.Path) -> bool:
     """Whether the folder could be locked, and still has the name under which it was opened."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), partial.stat())
+        return os.path.samestat(os.fstat(descriptor), partial.lstat())
     except (BlockingIOError, FileNotFoundError):
         return False
 
 
 def _check_free(target: pathlib.Path) -> None:
-    """Raises if the target is there."""
-    if target.exists():
+    """Raises if the target is there; a link to nothing is."""
+    if target.exists() or target.is_symlink():
         raise ConversionError(f"{target} exists; name another target or remove it first")
 
 

@@ -59,19 +59,29 @@ def load_gguf_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerFas
 
     Raises:
       FileNotFoundError: No such file.
-      ConversionError: Another kind of tokenizer or cut, by name, or no tokenizer at all.
+      ConversionError: Another kind of tokenizer or cut, by name; no tokenizer at all; damage.
     """
-    from transformers import PreTrainedTokenizerFast
-
     metadata = {
         key.removeprefix("tokenizer.").removeprefix("ggml."): field.contents()
         for key, field in open_file(path).fields.items()
         if key.startswith("tokenizer.")
     }
     _check(metadata, path=path)
-    tokens = metadata["tokens"]
+    try:
+        return _build(metadata)
+    except Exception as error:  # the library raises whatever broken merges make it stumble over
+        raise ConversionError(
+            f"{path}: its tokenizer cannot be used ({type(error).__name__}: {error}); fetch the "
+            "file again, or take the tokenizer of the model's Hugging Face folder"
+        ) from error
+
+
+def _build(metadata: Mapping[str, Any]) -> "PreTrainedTokenizerFast":
+    """The tokenizer that the file's metadata describes."""
+    from transformers import PreTrainedTokenizerFast
+
     special = {
-        f"{name}_token": tokens[metadata[f"{key}_token_id"]]
+        f"{name}_token": _token(metadata, f"{key}_token_id")
         for name, key in _SPECIAL.items()
         if metadata.get(f"{key}_token_id") is not None
     }
@@ -84,14 +94,28 @@ def load_gguf_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerFas
     return tokenizer
 
 
+def _token(metadata: Mapping[str, Any], key: str) -> str:
+    """The token that a special id stands for."""
+    tokens, number = metadata["tokens"], metadata[key]
+    if not 0 <= number < len(tokens):
+        raise ValueError(f"{key} is {number}, expected 0 to {len(tokens) - 1}")
+    return str(tokens[number])
+
+
 def _check(metadata: Mapping[str, Any], *, path: Any) -> None:
-    """Raises unless this is a byte-level BPE with a known cut."""
+    """Raises unless this is a byte-level BPE with a known cut, and whole."""
     model, cut = metadata.get("model"), metadata.get("pre")
     if model != "gpt2" or cut not in _CUTS:
         raise ConversionError(
             f"{path}: tokenizer model {model!r} with pre-tokenizer {cut!r} is not supported; "
             f"supported is 'gpt2' with {', '.join(_CUTS)}. Take the tokenizer of the model's "
             "Hugging Face folder instead"
+        )
+    lists = ("tokens", "token_type", "merges")
+    if missing := [name for name in lists if not isinstance(metadata.get(name), list)]:
+        raise ConversionError(
+            f"{path} lacks tokenizer.ggml lists: {', '.join(missing)}; fetch the file again, or "
+            "take the tokenizer of the model's Hugging Face folder"
         )
     tokens = metadata["tokens"]
     if len(set(tokens)) < len(tokens):

@@ -15,7 +15,7 @@ from medcare_jax import params as trees
 from medcare_jax.conversion import gguf, rules, safetensors
 from medcare_jax.conversion.atomic import Finish, new_folder
 from medcare_jax.conversion.gguf_tokenizer import load_gguf_tokenizer
-from medcare_jax.conversion.metadata import read_object, write_object
+from medcare_jax.conversion.metadata import naming, read_object, write_object
 from medcare_jax.conversion.tensors import (
     DTYPES,
     ConversionError,
@@ -26,7 +26,6 @@ from medcare_jax.conversion.tensors import (
 )
 from medcare_jax.models.families import (
     DecoderSettings,
-    UnsupportedModelError,
     decoder_settings,
     huggingface_config,
 )
@@ -96,25 +95,25 @@ def open_base(path: str | os.PathLike[str]) -> tuple[DecoderSettings, dict[str, 
     else:
         settings = _settings(read_object(path / "config.json"), path / "config.json")
         tensors = safetensors.read_folder(path)
+    _check_layers(settings, tensors, what=str(path))
     return settings, _without_harmless(tensors, settings, what=str(path))
 
 
 def _settings(config: Mapping[str, Any], path: pathlib.Path) -> DecoderSettings:
     """What a file's config says; whatever is wrong with it carries the file's name."""
-    try:
+    with naming(path):
         return decoder_settings(config)
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{path}: {error}") from None
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise ConversionError(f"{path}: {error}") from error
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
     """The tokenizer, with its chat template if it has one, of a folder or a `.gguf` file.
 
+    Code that comes with a folder is never run, nor does anything ask whether it may be.
+
     Raises:
       FileNotFoundError: No such folder or file, or no tokenizer in it.
-      ConversionError: A tokenizer of a kind that is not implemented.
+      ConversionError: A tokenizer of a kind that is not implemented, or that needs code of its own;
+        damaged files.
     """
     path = pathlib.Path(path)
     if _is_gguf(path):
@@ -123,12 +122,26 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
 
     if not any((path / name).exists() for name in ("tokenizer.json", "vocab.json")):
         raise FileNotFoundError(f"{path} holds no tokenizer (tokenizer.json, or vocab.json)")
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # damaged files make the libraries stumble over anything
+        raise ConversionError(
+            f"{path}: its tokenizer cannot be read ({_first_line(error)}). Fetch its "
+            "tokenizer*.json, vocab.json, merges.txt and config.json again; a tokenizer with code "
+            "of its own is not supported"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConversionError(
             f"{path} needs {type(tokenizer).__name__}, which has no tokenizer.json"
         )
     return tokenizer
+
+
+def _first_line(error: Exception, most: int = 200) -> str:
+    """Kind and beginning of what a library says, which may go on for pages."""
+    return f"{type(error).__name__}: {error}".split("\n")[0][:most]
 
 
 def load_generation_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -282,6 +295,18 @@ def _without_harmless(
                 "model.embed_tokens.weight; set tie_word_embeddings to false in config.json"
             )
     return kept
+
+
+def _check_layers(
+    settings: DecoderSettings, tensors: Mapping[str, LazyTensor], *, what: str
+) -> None:
+    """Raises if the layers cannot all be there, before the names of their tensors are listed."""
+    if settings.num_layers > len(tensors):
+        raise ConversionError(
+            f"{what}: num_hidden_layers is {settings.num_layers}, of which each needs tensors of "
+            f"its own, and there are {len(tensors)} in all; correct the config or fetch the model "
+            "again"
+        )
 
 
 def _equal(first: LazyTensor, second: LazyTensor) -> bool:

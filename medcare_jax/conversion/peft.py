@@ -9,9 +9,8 @@ import collections
 import dataclasses
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +18,11 @@ import numpy as np
 from medcare_jax import params as trees
 from medcare_jax.conversion import rules, safetensors
 from medcare_jax.conversion.atomic import Finish, new_folder
-from medcare_jax.conversion.metadata import read_object, write_object
+from medcare_jax.conversion.metadata import naming, read_object, write_object
+from medcare_jax.conversion.module_patterns import Patterns
 from medcare_jax.conversion.rules import Op, Rule
 from medcare_jax.conversion.tensors import ConversionError, LazyTensor, cast, from_array
+from medcare_jax.fields import Fields
 from medcare_jax.models.families import DecoderSettings
 from medcare_jax.models.folding import joined
 from medcare_jax.settings import AdapterSettings
@@ -29,6 +30,7 @@ from medcare_jax.settings import AdapterSettings
 CONFIG_NAME = "adapter_config.json"
 TENSORS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+_Number = TypeVar("_Number", int, float)
 
 # Values under which PEFT's arithmetic is a plain LoRA's; absent means the same.
 _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
@@ -74,22 +76,35 @@ class LoraConfig:
     targets: tuple[str, ...] | str
     layers: tuple[int, ...] | None
 
-    def is_target(self, module: str, layer: int) -> bool:
+    def is_target(self, module: str, layer: int, patterns: Patterns) -> bool:
         """Whether a module has factors, as PEFT decides it."""
         if self.layers is not None and layer not in self.layers:
             return False
         if isinstance(self.targets, str):
-            return self.targets == "all-linear" or bool(re.fullmatch(self.targets, module))
+            return self.targets == "all-linear" or patterns.matches(
+                self.targets, module, field="target_modules"
+            )
         return any(module == name or module.endswith(f".{name}") for name in self.targets)
 
-    def rank_of(self, module: str) -> int:
-        """Rank of a module's factors."""
-        return int(_matching(self.rank_pattern, module, self.rank))
+    def module(self, name: str, patterns: Patterns) -> "LoraModule":
+        """A module's name, rank and scale."""
+        rank = _first_match(self.rank_pattern, name, self.rank, patterns, field="rank_pattern")
+        alpha = _first_match(self.alpha_pattern, name, self.alpha, patterns, field="alpha_pattern")
+        return LoraModule(name, rank, alpha / (rank**0.5 if self.use_rslora else rank))
 
-    def scale_of(self, module: str) -> float:
-        """What a module's delta is multiplied by."""
-        rank, alpha = self.rank_of(module), _matching(self.alpha_pattern, module, self.alpha)
-        return float(alpha / (rank**0.5 if self.use_rslora else rank))
+
+class LoraModule(NamedTuple):
+    """What a config says of one module.
+
+    Attributes:
+      name: torch's name of it in the base.
+      rank: Rank of its factors.
+      scale: What its delta is multiplied by.
+    """
+
+    name: str
+    rank: int
+    scale: float
 
 
 def save_peft(
@@ -150,7 +165,8 @@ def load_peft(
 
     Raises:
       FileNotFoundError: One of the two files is not there.
-      ConversionError: Not a plain LoRA, by the field's name; tensors that do not fit the base.
+      ConversionError: Not a plain LoRA, by the field's name; tensors that do not fit the base or
+        are not finite.
 
     Ranks and scales may differ from layer to layer. Then a layer of lower rank, or without
     factors, has zeros, and a layer of another scale has the ratio in its `lora_b`.
@@ -158,64 +174,75 @@ def load_peft(
     path = pathlib.Path(path)
     config = read_lora_config(path)
     tensors = safetensors.read_file(path / TENSORS_NAME)
-    modules = _modules(config, settings)
+    with naming(path / CONFIG_NAME):
+        modules = _modules(config, settings)
     sizes = rules.letter_sizes(settings)
     expected = {
         name: shape
         for owner, found in modules.items()
         for module in found.values()
-        for name, shape in _pair_shapes(module, config.rank_of(module), owner, settings, sizes)
+        for name, shape in _pair_shapes(module, owner, settings, sizes)
     }
     rules.compare(expected, tensors, what=str(path))
     leaves: dict[str, Any] = {}
     scales: dict[str, float] = {}
     for owner, found in modules.items():
-        scales[owner] = config.scale_of(next(iter(found.values())))
-        leaves |= _stacked(owner, found, tensors, config, settings, scales[owner])
+        scales[owner] = next(iter(found.values())).scale
+        stacked = _stacked(owner, found, tensors, settings, scales[owner])
+        for name, leaf in stacked.items():
+            if not np.isfinite(leaf).all():
+                raise ConversionError(
+                    f"{path}: {owner}/{name} is not finite in some entry, alone or times its "
+                    "scale; expected numbers. Train the adapter again or fetch it again"
+                )
+            leaves[f"{owner}/{name}"] = jnp.asarray(leaf)
     return trees.unflatten(leaves), scales
 
 
-def _modules(config: LoraConfig, settings: DecoderSettings) -> dict[str, dict[int, str]]:
-    """The modules that have factors: by the projection's path, torch's name by layer."""
-    modules = {}
+def _modules(config: LoraConfig, settings: DecoderSettings) -> dict[str, dict[int, LoraModule]]:
+    """The modules that have factors: by the projection's path and the layer."""
+    modules, patterns = {}, Patterns()
     for owner in rules.projections(settings):
-        names = rules.module_names(owner, settings.num_layers)
-        found = {layer: name for layer, name in enumerate(names) if config.is_target(name, layer)}
+        found = {
+            layer: config.module(name, patterns)
+            for layer, name in enumerate(rules.module_names(owner, settings.num_layers))
+            if config.is_target(name, layer, patterns)
+        }
         if found:
             modules[owner] = found
     return modules
 
 
 def _pair_shapes(
-    module: str, rank: int, owner: str, settings: DecoderSettings, sizes: Mapping[str, int]
+    module: LoraModule, owner: str, settings: DecoderSettings, sizes: Mapping[str, int]
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes in the file of one module's factors."""
-    pair = pair_rules(PREFIX + module, owner, rules.projections(settings)[owner], "rank")
-    return [(rule.source, rule.file_shape({**sizes, "rank": rank})) for rule in pair]
+    pair = pair_rules(PREFIX + module.name, owner, rules.projections(settings)[owner], "rank")
+    return [(rule.source, rule.file_shape({**sizes, "rank": module.rank})) for rule in pair]
 
 
 def _stacked(
     owner: str,
-    modules: Mapping[int, str],
+    modules: Mapping[int, LoraModule],
     tensors: Mapping[str, LazyTensor],
-    config: LoraConfig,
     settings: DecoderSettings,
     scale: float,
-) -> dict[str, Any]:
+) -> dict[str, np.ndarray]:
     """The two leaves of a projection, zeros where a layer has a lower rank or no factors.
 
     Where a layer's scale is another one, its B holds the ratio.
     """
-    rank = max(map(config.rank_of, modules.values()))
+    rank = max(module.rank for module in modules.values())
     first, second = (rules.letter_sizes(settings)[x] for x in rules.projections(settings)[owner])
     lora_a = np.zeros((settings.num_layers, first, rank), np.float32)
     lora_b = np.zeros((settings.num_layers, rank, second), np.float32)
     for layer, module in modules.items():
-        name, own = PREFIX + module, config.rank_of(module)
-        ratio = np.float32(config.scale_of(module) / scale)
+        name, own = PREFIX + module.name, module.rank
+        ratio = module.scale / scale
         lora_a[layer, :, :own] = _wide(tensors, f"{name}.lora_A.weight").T
-        lora_b[layer, :own] = _wide(tensors, f"{name}.lora_B.weight").T * ratio
-    return {f"{owner}/lora_a": jnp.asarray(lora_a), f"{owner}/lora_b": jnp.asarray(lora_b)}
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            lora_b[layer, :own] = _wide(tensors, f"{name}.lora_B.weight").T * np.float32(ratio)
+    return {"lora_a": lora_a, "lora_b": lora_b}
 
 
 def _wide(tensors: Mapping[str, LazyTensor], name: str) -> np.ndarray:
@@ -285,7 +312,8 @@ def read_lora_config(folder: pathlib.Path) -> LoraConfig:
 
     Raises:
       FileNotFoundError: It is not there.
-      ConversionError: A field with a value that changes the arithmetic.
+      ConversionError: A field with a value that changes the arithmetic, or that is not of the
+        type or range that it must have.
     """
     file = folder / CONFIG_NAME
     if not file.exists():
@@ -304,26 +332,32 @@ def read_lora_config(folder: pathlib.Path) -> LoraConfig:
         )
     if wrong:
         raise ConversionError(f"{file} is not a plain LoRA: {'; '.join(wrong)}")
-    missing = [name for name in ("r", "lora_alpha") if name not in fields]
-    if missing:
-        raise ConversionError(f"{file} lacks {', '.join(missing)}")
-    targets, layers = fields.get("target_modules") or (), fields.get("layers_to_transform")
+    with naming(file):
+        return _lora_config(Fields(fields))
+
+
+def _lora_config(fields: Fields) -> LoraConfig:
+    """The fields of a plain LoRA."""
+    ranks, alphas = fields.inner("rank_pattern"), fields.inner("alpha_pattern")
+    targets = fields.content.get("target_modules")
     return LoraConfig(
-        rank=int(fields["r"]),
-        alpha=float(fields["lora_alpha"]),
-        use_rslora=bool(fields.get("use_rslora")),
-        dropout=float(fields.get("lora_dropout") or 0.0),
-        rank_pattern=fields.get("rank_pattern") or {},
-        alpha_pattern=fields.get("alpha_pattern") or {},
-        targets=targets if isinstance(targets, str) else tuple(targets),
-        layers=(layers,) if isinstance(layers, int) else tuple(layers or ()) or None,
+        rank=fields.size("r"),
+        alpha=fields.number("lora_alpha"),
+        use_rslora=fields.flag("use_rslora", False),
+        dropout=fields.share("lora_dropout", 0.0),
+        rank_pattern={name: ranks.size(name) for name in ranks},
+        alpha_pattern={name: alphas.number(name) for name in alphas},
+        targets=targets if isinstance(targets, str) else fields.texts("target_modules"),
+        layers=fields.indices("layers_to_transform") or None,
     )
 
 
-def _matching(pattern: Mapping[str, float], module: str, default: float) -> float:
+def _first_match(
+    values: Mapping[str, _Number], module: str, default: _Number, patterns: Patterns, *, field: str
+) -> _Number:
     """The value of the first pattern that a module's name ends with, as PEFT looks it up."""
-    for key, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
+    for pattern, value in values.items():
+        if patterns.matches(rf"(.*\.)?({pattern})", module, field=field):
             return value
     return default
 

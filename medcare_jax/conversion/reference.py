@@ -18,7 +18,7 @@ import numpy as np
 from medcare_jax import params as trees
 from medcare_jax.conversion import peft, rules, safetensors
 from medcare_jax.conversion.atomic import Finish, new_folder
-from medcare_jax.conversion.metadata import read_object, write_object
+from medcare_jax.conversion.metadata import naming, read_object, write_object
 from medcare_jax.conversion.rules import Op, Rule
 from medcare_jax.conversion.tensors import (
     ConversionError,
@@ -29,6 +29,7 @@ from medcare_jax.conversion.tensors import (
     separate,
 )
 from medcare_jax.conversion.torch_files import read_bin, write_bin
+from medcare_jax.fields import Fields
 from medcare_jax.models.families import DecoderSettings, huggingface_config
 from medcare_jax.params import ALIGNMENT, KNOWLEDGE, NOISE
 from medcare_jax.settings import AdapterSettings
@@ -82,6 +83,7 @@ def load_reference(
     else:
         components = (KNOWLEDGE, NOISE)
         _check_routers(tensors, folder)
+        _check_experts(adapters, tensors, folder)
     leaves = rules.to_leaves(
         _table(settings, adapters, components),
         tensors,
@@ -246,6 +248,17 @@ def _check_routers(tensors: Mapping[str, LazyTensor], folder: pathlib.Path) -> N
         )
 
 
+def _check_experts(
+    adapters: AdapterSettings, tensors: Mapping[str, LazyTensor], folder: pathlib.Path
+) -> None:
+    """Raises if the experts cannot all be there, before the names of their tensors are listed."""
+    if adapters.experts > len(tensors):
+        raise ConversionError(
+            f"{folder}: num_experts is {adapters.experts}, of which each needs tensors of its own, "
+            f"and there are {len(tensors)} in all; correct config.json or fetch the folder again"
+        )
+
+
 def _read_settings(folder: pathlib.Path) -> AdapterSettings:
     """Ranks, scale and experts, from the folder's two JSON files."""
     lora = peft.read_lora_config(folder)
@@ -274,15 +287,17 @@ def _read_settings(folder: pathlib.Path) -> AdapterSettings:
             f"{folder} is not a reference checkpoint that is supported: config.json lacks "
             f"{', '.join(missing) or 'nothing'}; not supported: {'; '.join(wrong) or 'nothing'}"
         )
-    return AdapterSettings(
-        rank=lora.rank,
-        alpha=lora.alpha,
-        use_rslora=lora.use_rslora,
-        shared_experts=config["num_share_experts"],
-        experts=config["num_experts"],
-        experts_per_token=config["num_experts_per_token"],
-        dropout=lora.dropout,
-    )
+    fields = Fields(config)
+    with naming(file):
+        return AdapterSettings(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            use_rslora=lora.use_rslora,
+            shared_experts=fields.size("num_share_experts"),
+            experts=fields.size("num_experts"),
+            experts_per_token=fields.size("num_experts_per_token"),
+            dropout=lora.dropout,
+        )
 
 
 def _read_tensors(folder: pathlib.Path, settings: DecoderSettings) -> dict[str, LazyTensor]:

@@ -5,7 +5,6 @@ We read it ourselves, because a file with a duplicated name or a block that nobo
 refused, and because a slice should touch only its own bytes. No value is ever cast.
 """
 
-import collections
 import concurrent.futures
 import hashlib
 import json
@@ -14,12 +13,13 @@ import os
 import pathlib
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from medcare_jax.conversion.metadata import list_some, parse_object, read_object
 from medcare_jax.conversion.tensors import (
     ConversionError,
     Index,
@@ -45,7 +45,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _FLUSH_BYTES = 128 * 2**20
-_MAX_HEADER_BYTES = 100_000_000
+# A tensor takes a hundred bytes or two: some forty thousand of them, of which the largest models
+# that are supported have two thousand. Each costs memory and time before anything is compared.
+_MAX_HEADER_BYTES = 8 * 2**20
 
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
@@ -235,35 +237,18 @@ def _plan_shards(tensors: Mapping[str, LazyTensor], shard_bytes: int) -> list[li
 def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
     """The parsed header and the offset at which values start."""
     size = path.stat().st_size
+    if not path.is_file():  # a pipe would be waited for without end
+        raise ConversionError(f"{path} is not a file; fetch it again")
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
             raise ConversionError(
-                f"{path} is no whole safetensors file: {size} bytes, header of {length} bytes"
+                f"{path} is no whole safetensors file: {size} bytes, header of {length} bytes (at "
+                f"most {_MAX_HEADER_BYTES})"
             )
         text = file.read(length)
-    return _parse_json(text, path), 8 + length
-
-
-def _parse_json(text: bytes, path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object, with a duplicated key refused instead of half of it dropped."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        counts = collections.Counter(name for name, _ in pairs)
-        if repeated := sorted(name for name, number in counts.items() if number > 1):
-            raise ConversionError(f"{path} lists {_some(repeated)} twice")
-        return dict(pairs)
-
-    try:
-        parsed = json.loads(text, object_pairs_hook=unique)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{path}: header is not JSON ({error})") from error
-    except RecursionError:
-        raise ConversionError(f"{path}: header is not JSON (nested too deeply)") from None
-    if not isinstance(parsed, dict):
-        raise ConversionError(f"{path}: header is a {type(parsed).__name__}, not an object")
-    return parsed
+    return parse_object(text, path), 8 + length
 
 
 def _entry(
@@ -272,7 +257,8 @@ def _entry(
     """Offset, dtype and shape of a tensor, checked against its number of bytes."""
     try:
         kind, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        plain = all(isinstance(number, int) and number >= 0 for number in (*shape, start, end))
+        plain = isinstance(kind, str) and isinstance(shape, list)
+        plain = plain and all(type(size) is int and size >= 0 for size in (*shape, start, end))
     except (KeyError, TypeError, ValueError):
         plain = False
     if not plain:
@@ -347,7 +333,7 @@ def _read_rows(
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:
     """Which shard holds which tensor, with shard names that stay inside the folder."""
-    weight_map = _parse_json(index.read_bytes(), index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(file, str) for file in weight_map.values()
     ):
@@ -355,7 +341,7 @@ def _weight_map(index: pathlib.Path) -> dict[str, str]:
     names = set(weight_map.values())
     outside = sorted(file for file in names if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", file))
     if outside:
-        raise ConversionError(f"{index} names files outside its folder: {_some(outside)}")
+        raise ConversionError(f"{index} names files outside its folder: {list_some(outside)}")
     return weight_map
 
 
@@ -366,7 +352,7 @@ def _read_shards(folder: pathlib.Path, weight_map: Mapping[str, str]) -> dict[st
     if absent:
         raise ConversionError(
             f"{folder / INDEX_NAME} names {len(absent)} absent of {len(files)} shards: "
-            f"{_some(absent)}; fetch them again"
+            f"{list_some(absent)}; fetch them again"
         )
     tensors: dict[str, LazyTensor] = {}
     for file in files:
@@ -378,14 +364,7 @@ def _read_shards(folder: pathlib.Path, weight_map: Mapping[str, str]) -> dict[st
         if unlisted or missing:
             raise ConversionError(
                 f"{folder / file} and {INDEX_NAME} disagree; not in the index for this file: "
-                f"{_some(unlisted)}; not in the file: {_some(missing)}"
+                f"{list_some(unlisted)}; not in the file: {list_some(missing)}"
             )
         tensors.update(shard)
     return tensors
-
-
-def _some(names: Sequence[str] | Iterable[str], limit: int = 8) -> str:
-    """A list of names that fits a line."""
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest if names else "none"

@@ -4,11 +4,12 @@ Every field that changes the arithmetic is either read or refused by name; none 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
+from medcare_jax.fields import Fields
 from medcare_jax.sharding import check_sizes
 
 
@@ -75,8 +76,11 @@ class DecoderSettings:
                 f"num_attention_heads {self.num_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_kv_heads}"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need an even one")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(
+                f"head_dim {self.head_dim} is not an even number of at least 2, which rotary "
+                "positions need"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,41 +127,41 @@ def decoder_settings(config: Mapping[str, Any]) -> DecoderSettings:
 
     Raises:
       UnsupportedModelError: An architecture or field value that is not implemented, by name.
-      ValueError: A needed field is missing.
+      ValueError: A field is missing, or its value not of the type or range that it must have.
 
     >>> decoder_settings({"model_type": "gpt2"})
     Traceback (most recent call last):
     medcare_jax.models.families.UnsupportedModelError: model_type 'gpt2' is not supported; \
 supported are qwen2, qwen3, llama
     """
+    fields = Fields(config)
     name = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UnsupportedModelError(
             f"model_type {name!r} is not supported; supported are {', '.join(FAMILIES)}"
         )
     family = FAMILIES[name]
-    _refuse_unsupported(config)
-    read = _reader(config)
-    heads = read("num_attention_heads")
-    hidden = read("hidden_size")
-    theta, scaling = _rope(config)
+    _refuse_unsupported(fields)
+    heads = fields.size("num_attention_heads")
+    hidden = fields.size("hidden_size")
+    theta, scaling = _rope(fields)
     return DecoderSettings(
         family=name,
-        vocab_size=read("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=read("intermediate_size"),
-        num_layers=read("num_hidden_layers"),
+        intermediate_size=fields.size("intermediate_size"),
+        num_layers=fields.size("num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
+        num_kv_heads=fields.size("num_key_value_heads", heads),
         # Qwen3's heads are wider than hidden / heads, so there is nothing to fall back on.
-        head_dim=read("head_dim") if name == "qwen3" else config.get("head_dim") or hidden // heads,
+        head_dim=fields.size("head_dim", None if name == "qwen3" else max(hidden // heads, 1)),
         rope_theta=theta,
         rope_scaling=scaling,
-        rms_norm_eps=float(read("rms_norm_eps")),
+        rms_norm_eps=fields.number("rms_norm_eps"),
         use_qkv_bias=family.use_qkv_bias,
         use_qk_norm=family.use_qk_norm,
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        max_position_embeddings=read("max_position_embeddings"),
+        tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+        max_position_embeddings=fields.size("max_position_embeddings"),
     )
 
 
@@ -187,25 +191,14 @@ def huggingface_config(settings: DecoderSettings) -> dict[str, Any]:
     } | ({} if settings.rope_scaling is None else {"rope_scaling": parameters})
 
 
-def _reader(config: Mapping[str, Any]) -> Callable[[str], Any]:
-    """A getter that names the missing field."""
-
-    def read(field: str) -> Any:
-        if config.get(field) is None:
-            raise ValueError(f"there is no field {field!r}, which a decoder needs")
-        return config[field]
-
-    return read
-
-
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+def _refuse_unsupported(fields: Fields) -> None:
     """Raises on any field value that our arithmetic does not honour."""
     wrong = [
-        f"{field} = {config[field]!r} (supported: {allowed[0]!r})"
-        for field, allowed in _REQUIRED_VALUES.items()
-        if field in config and config[field] not in allowed
+        f"{fields.place}{name} = {fields.content[name]!r} (supported: {allowed[0]!r})"
+        for name, allowed in _REQUIRED_VALUES.items()
+        if name in fields.content and fields.content[name] not in allowed
     ]
-    kinds = set(config.get("layer_types") or ()) - {"full_attention"}
+    kinds = set(fields.texts("layer_types")) - {"full_attention"}
     if kinds:
         wrong.append(f"layer_types with {', '.join(sorted(kinds))} (supported: full_attention)")
     if wrong:
@@ -214,12 +207,14 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         )
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _rope(config: Fields) -> tuple[float, RopeScaling | None]:
     """Base and scaling of the rotary frequencies, from either layout of `config.json`."""
-    fields = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    fields = config.inner("rope_parameters")
+    if not fields.content:
+        fields = config.inner("rope_scaling")
     _refuse_unsupported(fields)
-    theta = float(fields.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    kind = fields.get("rope_type") or fields.get("type") or "default"
+    theta = fields.number("rope_theta", config.number("rope_theta", 10_000.0))
+    kind = fields.text("rope_type", fields.text("type", "default"))
     if kind == "default":
         return theta, None
     if kind not in ("linear", "llama3"):
@@ -227,10 +222,23 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
             f"rope scaling {kind!r} is not supported; supported are default, linear, llama3"
         )
     names = ["factor"] if kind == "linear" else _LLAMA3_FIELDS
-    missing = [name for name in names if fields.get(name) is None]
+    missing = [name for name in names if not fields.has(name)]
     if missing:
         raise ValueError(f"rope scaling {kind!r} lacks {', '.join(missing)}")
-    return theta, RopeScaling(kind=kind, **{name: fields[name] for name in names})
+    return theta, _scaling(kind, fields)
+
+
+def _scaling(kind: str, fields: Fields) -> RopeScaling:
+    """A scaling, all of whose numbers are there."""
+    factor = fields.number("factor")
+    if kind == "linear":
+        return RopeScaling(kind, factor)
+    low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+    if not low < high:  # between them lie the frequencies that are scaled in part
+        raise ValueError(
+            f"{fields.place}low_freq_factor = {low}, expected less than high_freq_factor = {high}"
+        )
+    return RopeScaling(kind, factor, low, high, fields.size("original_max_position_embeddings"))
 
 
 def _scaling_fields(scaling: RopeScaling) -> dict[str, Any]:

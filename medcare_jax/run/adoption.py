@@ -230,7 +230,7 @@ def _check_leak(run: Run, alignment: Tree, start: Handover) -> None:
     if not run.settings.constraint.is_exact:
         return
     found = float(max_leak(alignment, start.basis))
-    if found > _LEAK:
+    if not found <= _LEAK:  # nor may it be NaN
         raise ConversionError(
             f"the alignment reaches into the knowledge's subspace (leak {found:.1e}, at most "
             f"{_LEAK:.0e}), and projecting its updates would not bring it out. Go on with "

@@ -41,6 +41,33 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: pathlib.Path) -> None:
     assert list((tmp_path / "model").iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["a link", "a link to nothing", "a file"])
+def test_what_stands_in_the_place_of_the_partial_folder_is_kept(
+    tmp_path: pathlib.Path, kind: str
+) -> None:
+    """A link's folder is somebody else's: it would have been emptied."""
+    partial, kept = tmp_path / ".model.partial", tmp_path / "elsewhere" / "kept"
+    kept.parent.mkdir()
+    kept.write_text("x")
+    if kind == "a file":
+        partial.write_text("x")
+    else:
+        partial.symlink_to(kept.parent if kind == "a link" else tmp_path / "nothing")
+    with pytest.raises(ConversionError, match=r"\.model\.partial is a link or a file"):
+        with new_folder(tmp_path / "model"):
+            pass
+    assert kept.read_text() == "x"
+    assert {path.name for path in tmp_path.iterdir()} == {partial.name, "elsewhere"}
+
+
+def test_a_target_that_is_a_link_to_nothing_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "model").symlink_to(tmp_path / "nothing")
+    with pytest.raises(ConversionError, match="exists; name another"):
+        with new_folder(tmp_path / "model"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_an_existing_target_is_refused_and_kept(tmp_path: pathlib.Path) -> None:
     (tmp_path / "kept").write_text("x")
     with pytest.raises(ConversionError, match="exists; name another"), new_folder(tmp_path):

@@ -50,8 +50,10 @@ def write(
     cut: str | None = "qwen2",
     model: str = "gpt2",
     add_bos: bool = False,
+    eos: int = 2,
+    kinds_cut: int = 0,
 ) -> None:
-    """A GGUF file with a tokenizer and nothing else."""
+    """A GGUF file with a tokenizer and nothing else; without what `trained` lacks."""
     writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_tokenizer_model(model)
     if cut is not None:
@@ -59,11 +61,17 @@ def write(
     kinds = {name: gguf.TokenType.CONTROL for name in SPECIAL} | {
         "<think>": gguf.TokenType.USER_DEFINED
     }
-    writer.add_token_list(trained["tokens"])
-    writer.add_token_types([kinds.get(x, gguf.TokenType.NORMAL) for x in trained["tokens"]])
-    writer.add_token_merges(trained["merges"])
+    tokens = trained.get("tokens", [])
+    types = [kinds.get(x, gguf.TokenType.NORMAL) for x in tokens[kinds_cut:]]
+    for add, values in (
+        (writer.add_token_list, tokens),
+        (writer.add_token_types, types),
+        (writer.add_token_merges, trained.get("merges", [])),
+    ):
+        if values:
+            add(values)
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    writer.add_eos_token_id(eos)
     writer.add_pad_token_id(0)
     writer.add_add_bos_token(add_bos)
     writer.add_chat_template("{{ messages[0]['content'] }}")
@@ -154,6 +162,33 @@ def test_a_token_listed_twice(trained: dict[str, Any], tmp_path: pathlib.Path) -
     write(tmp_path / "m.gguf", trained | {"tokens": [*trained["tokens"], "a"]})
     with pytest.raises(ConversionError, match="1 tokens are listed twice"):
         load_tokenizer(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("lost", ["tokens", "merges"])
+def test_a_list_that_is_not_there(
+    trained: dict[str, Any], tmp_path: pathlib.Path, lost: str
+) -> None:
+    write(tmp_path / "m.gguf", {name: trained[name] for name in trained if name != lost})
+    with pytest.raises(ConversionError, match=rf"m\.gguf lacks tokenizer.ggml lists: .*{lost}"):
+        load_tokenizer(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("merge", ["a b c", "ab", "no such"])
+def test_a_broken_merge(trained: dict[str, Any], tmp_path: pathlib.Path, merge: str) -> None:
+    write(tmp_path / "m.gguf", trained | {"merges": [merge, *trained["merges"]]})
+    with pytest.raises(ConversionError, match=r"m\.gguf: its tokenizer cannot be used"):
+        load_tokenizer(tmp_path / "m.gguf")
+
+
+def test_ids_and_types_that_do_not_fit_the_tokens(
+    trained: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    write(tmp_path / "eos.gguf", trained, eos=99_999)
+    with pytest.raises(ConversionError, match=r"eos\.gguf: .*eos_token_id is 99999, expected 0 to"):
+        load_tokenizer(tmp_path / "eos.gguf")
+    write(tmp_path / "types.gguf", trained, kinds_cut=3)
+    with pytest.raises(ConversionError, match=r"types\.gguf: its tokenizer cannot be used"):
+        load_tokenizer(tmp_path / "types.gguf")
 
 
 def test_every_cut_keeps_the_text() -> None:

@@ -1,6 +1,7 @@
 """Base models in and out: byte for byte, on a mesh, and as transformers sees them."""
 
 import dataclasses
+import io
 import json
 import pathlib
 from typing import Any
@@ -270,6 +271,77 @@ class TestExtras:
         make_folder(tmp_path, TINY["qwen3"], without=(name,))
         with pytest.raises(ConversionError, match=rf"1 missing[^\n]*\n  - {name} \[20, 36\]"):
             load_base(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"num_hidden_layers": 200000', "num_hidden_layers is 200000, .* there are 39 in all"),
+        ('"max_position_embeddings": "256"', "max_position_embeddings = '256', expected a whole"),
+        ('"rms_norm_eps": NaN', "NaN is not a JSON value"),
+        ('"head_dim": 6, "head_dim": 4', "lists head_dim twice"),
+    ],
+)
+def test_a_config_that_cannot_be_true_is_refused_with_its_name(
+    make_folder: MakeFolder, tmp_path: pathlib.Path, text: str, message: str
+) -> None:
+    make_folder(tmp_path, TINY["qwen2"])
+    name = text.split('"')[1]
+    fields = json.loads((tmp_path / "config.json").read_text())
+    others = json.dumps({key: value for key, value in fields.items() if key != name})
+    (tmp_path / "config.json").write_text(f"{others[:-1]}, {text}}}")
+    with pytest.raises(ConversionError, match=f"{tmp_path}.*{message}"):
+        load_base(tmp_path)
+
+
+class TestDamagedTokenizers:
+    """Refused with the folder's name, whatever the libraries make of them."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: pathlib.Path) -> pathlib.Path:
+        byte_tokenizer().save_pretrained(tmp_path)
+        assert len(load_tokenizer(tmp_path)) == 259
+        return tmp_path
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+    @pytest.mark.parametrize("end", [0, 20, -20])
+    def test_cut_off(self, folder: pathlib.Path, name: str, end: int) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:end])
+        with pytest.raises(ConversionError, match=f"{folder}: its tokenizer cannot be read"):
+            load_tokenizer(folder)
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("tokenizer.json", {}),
+            ("tokenizer.json", []),
+            ("tokenizer_config.json", []),
+            ("tokenizer_config.json", {"eos_token": 5}),
+        ],
+    )
+    def test_other_values(self, folder: pathlib.Path, name: str, content: Any) -> None:
+        if content:
+            content = json.loads((folder / name).read_text()) | content
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(ConversionError, match=f"{folder}: its tokenizer cannot be read"):
+            load_tokenizer(folder)
+
+    def test_code_of_its_own_is_not_run_though_somebody_would_agree(
+        self, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("builtins.input", lambda *_: "y")
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+        own = {"AutoTokenizer": ["own.Own", "own.Own"], "AutoConfig": "own.Own"}
+        for name in ("tokenizer_config.json", "config.json"):
+            (folder / name).write_text(
+                json.dumps({"auto_map": own, "tokenizer_class": "Own", "model_type": "own"})
+            )
+        (folder / "own.py").write_text(
+            f"import pathlib\npathlib.Path({str(folder)!r}, 'ran').touch()\nOwn = None\n"
+        )
+        with pytest.raises(ConversionError, match="code of its own is not supported"):
+            load_tokenizer(folder)
+        assert not (folder / "ran").exists()
 
 
 class TestBadPaths:

@@ -140,6 +140,21 @@ def test_an_adapter_that_peft_wrote(tmp_path: pathlib.Path) -> None:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"layers_to_transform": [0]}, r"28 unexpected.*\n  \+ .*layers\.1\.mlp"),
         ({"r": 4, "rank_pattern": {}}, "of another shape"),
+        ({"r": [1]}, r"adapter_config\.json: r = \[1\], expected a whole number"),
+        ({"r": None}, r"adapter_config\.json: there is no field 'r'"),
+        ({"lora_alpha": None}, r"adapter_config\.json: there is no field 'lora_alpha'"),
+        ({"lora_alpha": 0}, r"adapter_config\.json: lora_alpha = 0, expected a number from"),
+        ({"lora_alpha": 1e300}, r"adapter_config\.json: lora_alpha = 1e\+300, expected a number"),
+        ({"lora_alpha": float("nan")}, r"adapter_config\.json is not JSON: NaN"),
+        ({"alpha_pattern": {"up_proj": float("nan")}}, r"adapter_config\.json is not JSON: NaN"),
+        ({"alpha_pattern": {"up_proj": "x"}}, r"alpha_pattern\.up_proj = 'x', expected a number"),
+        ({"rank_pattern": [1]}, r"adapter_config\.json: rank_pattern = \[1\], expected an object"),
+        ({"rank_pattern": {"(": 1}}, r"adapter_config\.json: rank_pattern has '.*\(.*', expected"),
+        ({"use_rslora": "false"}, "use_rslora = 'false', expected true or false"),
+        ({"lora_dropout": "x"}, "lora_dropout = 'x', expected a number from 0 to below 1"),
+        ({"target_modules": 5}, "target_modules = 5, expected a list of texts"),
+        ({"target_modules": "("}, r"adapter_config\.json: target_modules has '\(', expected"),
+        ({"layers_to_transform": 1.5}, "layers_to_transform = 1.5, expected whole numbers"),
     ],
 )
 def test_what_is_not_plain_lora(
@@ -149,6 +164,28 @@ def test_what_is_not_plain_lora(
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ConversionError, match=message):
+        load_peft(tmp_path / "adapter", SETTINGS)
+
+
+def test_an_expression_that_would_not_end(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medcare_jax.conversion.module_patterns._SECONDS", 0.5)
+    write_adapter(tmp_path / "adapter", KNOWLEDGE_ONLY)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    change = {"target_modules": r"((.|.)*(.|.)*)*\d\d"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ConversionError, match=r"adapter_config\.json: target_modules could not be"):
+        load_peft(tmp_path / "adapter", SETTINGS)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_factors_that_are_not_finite(tmp_path: pathlib.Path, bad: float) -> None:
+    factors = {"lora_a": np.ones((3, 20, 2), np.float32), "lora_b": np.ones((3, 2, 36), np.float32)}
+    factors["lora_b"][1, 0, 5] = bad
+    tree = {"model": {"layers": {"mlp": {"up_proj": factors}}}}
+    save_peft(tmp_path / "adapter", SETTINGS, TINY_ADAPTERS, [tree])
+    with pytest.raises(ConversionError, match="adapter: model/layers/mlp/up_proj/lora_b is not"):
         load_peft(tmp_path / "adapter", SETTINGS)
 
 

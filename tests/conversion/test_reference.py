@@ -201,6 +201,12 @@ def test_an_absent_file_is_named(stage_two: pathlib.Path, file: str) -> None:
         ("adapter_config.json", {"use_rslora": True}, "use_rslora = False .*: True"),
         ("adapter_config.json", {"use_dora": True}, "use_dora = True"),
         ("adapter_config.json", {"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
+        ("config.json", {"num_experts": "4"}, "config.json: num_experts = '4', expected a whole"),
+        ("config.json", {"num_experts": 4.0}, "config.json: num_experts = 4.0, expected a whole"),
+        ("config.json", {"num_experts": None}, "config.json: there is no field 'num_experts'"),
+        ("config.json", {"num_experts": 10**9}, "num_experts is 1000000000, .* there are 186 in"),
+        ("config.json", {"num_experts": 1}, "config.json: experts_per_token = 3 is more than"),
+        ("config.json", {"use_rslora": "x"}, "use_rslora = 'x' .supported: False"),
     ],
 )
 def test_settings_that_are_refused(

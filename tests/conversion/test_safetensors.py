@@ -1,6 +1,7 @@
 """Safetensors streams: equal to the reference library's, and strict where that is lax."""
 
 import json
+import os
 import pathlib
 import struct
 import time
@@ -126,6 +127,11 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"x": ENTRY | {"shape": [3]}}, bytes(8), "needs 12 bytes, its offsets span 8"),
         ({"x": ENTRY | {"shape": [-2]}}, bytes(8), "lacks dtype, shape"),
         ({"x": {"dtype": "F32"}}, bytes(8), "lacks dtype, shape"),
+        ({"x": ENTRY | {"dtype": ["F32"]}}, bytes(8), "x.safetensors: entry of x lacks dtype"),
+        ({"x": ENTRY | {"dtype": {}}}, bytes(8), "x.safetensors: entry of x lacks dtype"),
+        ({"x": ENTRY | {"shape": {}}}, bytes(8), "x.safetensors: entry of x lacks dtype"),
+        ({"x": ENTRY | {"shape": [True, 2]}}, bytes(8), "x.safetensors: entry of x lacks dtype"),
+        (b'{"x": %s}' % (b"9" * 5000), b"", "x.safetensors is not JSON"),
         ({"x": ENTRY, "y": ENTRY}, bytes(8), "y starts at byte 0; expected 8"),
         ({"x": ENTRY | {"data_offsets": [8, 16]}}, bytes(16), "starts at byte 8; expected 0"),
     ],
@@ -141,6 +147,20 @@ def test_a_name_listed_twice_among_many_is_found_at_once(tmp_path: pathlib.Path)
     with pytest.raises(ConversionError, match="lists 0 twice"):
         read_file(path)
     assert time.process_time() - start < 2  # each name counted by itself takes ten seconds
+
+
+def test_a_header_of_more_tensors_than_any_model_has(tmp_path: pathlib.Path) -> None:
+    """Refused before it is parsed, which would take ten times its size in memory."""
+    header = {f"x{n}": ENTRY | {"shape": [0], "data_offsets": [0, 0]} for n in range(150_000)}
+    path = write_raw(tmp_path / "x.safetensors", header, b"")
+    with pytest.raises(ConversionError, match=r"header of \d+ bytes \(at most 8388608\)"):
+        read_file(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(ConversionError, match=r"x\.safetensors is not a file"):
+        read_file(tmp_path / "x.safetensors")
 
 
 def test_a_header_longer_than_the_file(tmp_path: pathlib.Path) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from medcare_jax.conversion import save_peft, save_reference
 from medcare_jax.conversion.huggingface import save_huggingface
 from medcare_jax.conversion.tensors import ConversionError
 from medcare_jax.params import ALIGNMENT, BASE, KNOWLEDGE, NOISE, digest, flatten
+from medcare_jax.run import adoption
 from medcare_jax.run.convert import Conversion, convert
 from medcare_jax.run.restore import ATTENTION, open_model, read_adapters
 from medcare_jax.settings import make_settings
@@ -72,6 +74,15 @@ def adopt(made, target, source, *, keep=(), base="base", role="", resume_at="da"
     lines = []
     convert(asked, lines.append)
     return lines
+
+
+@pytest.mark.parametrize("leak", [1e-3, float("nan")])
+def test_a_leak_that_is_too_large_or_no_number_is_refused(leak, monkeypatch):
+    monkeypatch.setattr(adoption, "max_leak", lambda *_: leak)
+    run = types.SimpleNamespace(settings=make_settings(tiny.get_config()))
+    assert run.settings.constraint.is_exact
+    with pytest.raises(ConversionError, match="reaches into the knowledge's subspace"):
+        adoption._check_leak(run, {}, types.SimpleNamespace(basis={}))
 
 
 def test_stage_one_counts_as_done(made, tmp_path):
