@@ -15,6 +15,7 @@ from medcare_jax.agreement import exchange, together
 from medcare_jax.conversion import hub
 from medcare_jax.conversion.embedded import find_embedded_model
 from medcare_jax.conversion.huggingface import (
+    check_vocabulary,
     load_base,
     load_generation_config,
     load_tokenizer,
@@ -80,8 +81,10 @@ def load(settings: BaseSettings, mesh: Mesh, *, seed: int) -> Base:
         return _random(settings.random, mesh, dtype=dtype, seed=seed)
     with together():
         path = locate(settings)
-        check_model(mesh, open_base(path)[0])
-        tokenizer, generation_config = load_tokenizer(path), load_generation_config(path)
+        architecture, tokenizer = open_base(path)[0], load_tokenizer(path)
+        check_model(mesh, architecture)
+        check_vocabulary(architecture, tokenizer)
+        generation_config = load_generation_config(path)
         decoder, params = load_base(
             path, dtype=dtype, sharding_for=lambda leaf, shape: sharding_for(mesh, leaf, shape)
         )
@@ -152,8 +155,9 @@ def byte_tokenizer() -> "PreTrainedTokenizerFast":
 
 def _random(fields: Mapping[str, Any], mesh: Mesh, *, dtype: Any, seed: int) -> Base:
     """A base with random weights, for tests and benchmarks; its tokenizer knows bytes."""
-    settings = decoder_settings(fields)
+    settings, tokenizer = decoder_settings(fields), byte_tokenizer()
     check_model(mesh, settings)
+    check_vocabulary(settings, tokenizer)
     decoder = Decoder(settings, AdapterSettings(), NO_ADAPTERS, ComputeSettings())
     tokens = jnp.zeros((1, 1), jnp.int32)
     spread = fields.get("initializer_range", _SPREAD) / _SPREAD
@@ -171,6 +175,5 @@ def _random(fields: Mapping[str, Any], mesh: Mesh, *, dtype: Any, seed: int) -> 
     places = {path: sharding_for(mesh, path, leaf.shape) for path, leaf in shapes.items()}
     params = jax.jit(make, out_shardings=unflatten(places))(key)
     digest = hashlib.sha256(json.dumps([dict(fields), seed], sort_keys=True).encode()).hexdigest()
-    tokenizer = byte_tokenizer()
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     return Base(RANDOM, settings, params, tokenizer, digest, ends)

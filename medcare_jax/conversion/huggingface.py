@@ -187,7 +187,7 @@ def save_huggingface(
       ConversionError: The target exists; leaves missing, unexpected, of another shape or of a dtype
         that is none of those; the tokenizer has more tokens than the embedding has rows.
     """
-    _check_vocabulary(settings, tokenizer)
+    check_vocabulary(settings, tokenizer)
     tensors = _cast_tensors(settings, params, dtype)
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     if strangers := sorted(dtypes - set(DTYPES)):
@@ -318,14 +318,18 @@ def _equal(first: LazyTensor, second: LazyTensor) -> bool:
     return all(first[block].tobytes() == second[block].tobytes() for block in blocks)
 
 
-def _check_vocabulary(
+def check_vocabulary(
     settings: DecoderSettings, tokenizer: "PreTrainedTokenizerFast | None"
 ) -> None:
-    """Raises if some token has no row; more rows than tokens are padding and stay."""
+    """Raises if some token has no row; more rows than tokens are padding and stay.
+
+    Raises:
+      ConversionError: Names both numbers.
+    """
     if tokenizer is not None and len(tokenizer) > settings.vocab_size:
         raise ConversionError(
             f"the tokenizer has {len(tokenizer)} tokens, the embedding {settings.vocab_size} rows; "
-            "they belong to different models"
+            "they belong to different models, or tokens were added without their rows"
         )
 
 

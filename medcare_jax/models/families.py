@@ -208,12 +208,22 @@ def _refuse_unsupported(fields: Fields) -> None:
 
 
 def _rope(config: Fields) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary frequencies, from either layout of `config.json`."""
-    fields = config.inner("rope_parameters")
-    if not fields.content:
-        fields = config.inner("rope_scaling")
+    """Base and scaling of the rotary frequencies, from either layout of `config.json`, or both."""
+    theta = config.number("rope_theta", 10_000.0)
+    layouts = [config.inner(name) for name in ("rope_parameters", "rope_scaling")]
+    found = [_rope_of(fields, theta) for fields in layouts if fields.content]
+    if len(found) == 2 and found[0][1] != found[1][1]:
+        said = " and ".join(repr(each and each.kind or "default") for _, each in found)
+        raise UnsupportedModelError(
+            f"rope_parameters and rope_scaling ask for different scalings, {said}; take one away"
+        )
+    return found[0] if found else (theta, None)
+
+
+def _rope_of(fields: Fields, theta: float) -> tuple[float, RopeScaling | None]:
+    """The same from one layout; `theta` is what stands beside it."""
     _refuse_unsupported(fields)
-    theta = fields.number("rope_theta", config.number("rope_theta", 10_000.0))
+    theta = fields.number("rope_theta", theta)
     kind = fields.text("rope_type", fields.text("type", "default"))
     if kind == "default":
         return theta, None

@@ -6,9 +6,11 @@ import pytest
 
 from configs import tiny
 from medcare_jax import params as trees
+from medcare_jax.conversion import ConversionError
 from medcare_jax.conversion.bases import base_digest, byte_tokenizer, load
 from medcare_jax.settings import BaseSettings, MeshSettings, make_settings
 from medcare_jax.sharding import make_mesh
+from tests.run.workdirs import write_base
 
 
 def test_bytes_come_back_and_markers_are_one_token():
@@ -41,6 +43,19 @@ def test_the_digest_follows_contents_not_places(tmp_path):
     assert base_digest(tmp_path / "a") == base_digest(tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").write_bytes(b"Weights")
     assert base_digest(tmp_path / "a") != base_digest(tmp_path / "b")
+
+
+def test_tokens_without_a_row_are_refused(tmp_path):
+    mesh = make_mesh(MeshSettings(fsdp=1), jax.devices()[:1])
+    write_base(tmp_path / "base")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<{number}>" for number in range(500)])
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(ConversionError, match="the tokenizer has 759 tokens, the embedding"):
+        load(BaseSettings(path=str(tmp_path / "base")), mesh, seed=0)
+    fields = make_settings(tiny.get_config()).base.random | {"vocab_size": 200}
+    with pytest.raises(ConversionError, match="the tokenizer has 259 tokens, the embedding 200"):
+        load(BaseSettings(path="random", random=fields), mesh, seed=0)
 
 
 def test_a_base_that_is_not_there_is_named(tmp_path):

@@ -272,6 +272,17 @@ def test_fewer_fields_fall_back_as_in_transformers():
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic'"),
         (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn"}},
+            "rope scaling 'yarn'",
+        ),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+                "rope_scaling": {"type": "linear", "factor": 4.0},
+            },
+            "ask for different scalings, 'default' and 'linear'; take one away",
+        ),
+        (
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
             "rope scaling 'longrope' is not supported; supported are default, linear, llama3",
         ),
