@@ -29,6 +29,8 @@ def read_bin(path: pathlib.Path) -> dict[str, LazyTensor]:
 
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there; a reference checkpoint needs it")
+    if not path.is_file():  # a pipe would be waited for without end
+        raise ConversionError(f"{path} is not a file; fetch it again")
     size = path.stat().st_size
     try:
         _check_archive(path, size)

@@ -1,5 +1,6 @@
 """Files of `torch.save`: plain tensors come back as they were, anything else is refused unread."""
 
+import os
 import pathlib
 import zipfile
 from typing import Any
@@ -90,3 +91,9 @@ def test_truncated_and_compressed_files_are_refused(tmp_path: pathlib.Path) -> N
 def test_an_absent_file_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent.bin"):
         read_bin(tmp_path / "absent.bin")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "x.bin")
+    with pytest.raises(ConversionError, match=r"x\.bin is not a file"):
+        read_bin(tmp_path / "x.bin")
