@@ -46,6 +46,11 @@ _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None, []),
     "exclude_modules": (None,),
     "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "use_bdlora": (None, False),
+    "velora_config": (None,),
 }
 # Ways to begin in which PEFT takes the first product of the factors out of the base's weights. It
 # writes another value once such an adapter has been converted to a plain LoRA.

@@ -133,6 +133,8 @@ def test_an_adapter_that_peft_wrote(tmp_path: pathlib.Path) -> None:
     ("change", "message"),
     [
         ({"use_dora": True}, "use_dora = True"),
+        ({"velora_config": {"scale": 2.0}}, "velora_config = "),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora = "),
         ({"peft_type": "VERA"}, "peft_type = 'VERA'"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights = 'pissa_niter_16'"),
         ({"init_lora_weights": "OLoRA"}, "init_lora_weights = 'OLoRA'"),
