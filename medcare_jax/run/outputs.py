@@ -45,8 +45,8 @@ def data_summary(data: RunData) -> str:
     items = sum(len(task.items) for task in data.tasks)
     found = "none of them in the training data" if _is_clean(data) else "some in the training data"
     return (
-        f"{kept['mka']} dialogues in {data.report['mka']['steps']} steps of MKA, {kept['da']} in "
-        f"{data.report['da']['steps']} steps of DA, {over_long} over-long; {items} "
+        f"{kept['mka']} dialogues in {_steps(data.report['mka'])} of MKA, {kept['da']} in "
+        f"{_steps(data.report['da'])} of DA, {over_long} over-long; {items} "
         f"evaluation items{', ' + found if items else ''}"
     )
 
@@ -61,8 +61,17 @@ def data_warnings(data: RunData) -> list[str]:
         if report["steps"] < _FEW_STEPS:
             is_told = report["steps"] < report["num_batches"]
             remedy = "max_steps" if is_told else "epochs or lower data.rows"
-            said.append(f"{name} has only {report['steps']} steps; raise {name}.{remedy}")
+            said.append(f"{name} has only {_steps(report)}; raise {name}.{remedy}")
     return said
+
+
+def _steps(report: Mapping[str, Any]) -> str:
+    """How many optimiser steps a stage has, in words.
+
+    >>> _steps({"steps": 1})
+    '1 step'
+    """
+    return f"{report['steps']} step{'' if report['steps'] == 1 else 's'}"
 
 
 def context_warnings(data: RunData, context: int) -> list[str]:

@@ -91,7 +91,7 @@ def test_warnings_name_what_is_lost(settings, tmp_path):
     warnings = data_warnings(open_data(settings, byte_tokenizer(), tmp_path))
     assert "1 of 2 dialogues" in warnings[0]
     assert "data.row_length = 512 tokens and are dropped" in warnings[0]
-    assert "mka has only 1 steps; raise mka.epochs or lower data.rows" in warnings[1]
+    assert "mka has only 1 step; raise mka.epochs or lower data.rows" in warnings[1]
 
 
 def test_few_steps_that_were_asked_for_are_said_to_be(settings, tmp_path):
