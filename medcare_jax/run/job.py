@@ -155,7 +155,7 @@ class Job:
         everything = {BASE: start.base, KNOWLEDGE: start.knowledge, ALIGNMENT: start.alignment}
         if keeps_noise:
             everything[NOISE] = trees[NOISE]
-        if constraint.use_projection and constraint.is_exact:
+        if constraint.is_exact:
             self._tell_room(start.basis)
         if constraint.use_penalty and not constraint.use_projection:
             check_penalty(constraint, everything, {ALIGNMENT: start.basis})
