@@ -215,7 +215,10 @@ def find_fault(folder: pathlib.Path) -> str | None:
                 else "does not match its sha256"
             )
             return f"{path} {kind}"
-    saved = json.loads((folder / "meta" / "metadata").read_text()).get("step")
+    try:
+        saved = int(json.loads((folder / "meta" / "metadata").read_text())["step"])
+    except (FileNotFoundError, KeyError, TypeError, ValueError, RecursionError):
+        return "it does not say after which step it was saved"
     return None if saved == int(folder.name) else f"it was saved after step {saved}"
 
 

@@ -177,6 +177,17 @@ def test_a_checkpoint_under_another_steps_number_is_set_aside(tmp_path, sharding
     assert "it was saved after step 2" in checkpoints.rejected[0]
 
 
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_what_was_signed_without_its_step_is_set_aside(tmp_path, sharding, content):
+    fill(tmp_path, sharding, [1, 2])
+    metadata = tmp_path / "2/meta/metadata"
+    metadata.unlink() if content is None else metadata.write_text(content)
+    sign(tmp_path / "2")
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        assert checkpoints.latest_step() == 1
+    assert "does not say after which step it was saved" in checkpoints.rejected[0]
+
+
 @pytest.mark.parametrize("name", ["007", "²", "3"])
 def test_what_is_no_steps_folder_is_set_aside(tmp_path, sharding, name):
     fill(tmp_path / "c", sharding, [1, 2])
